@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+// The work of `attend` between reading and writing: plan, allocate, compute, verify.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "attentile/attention.h"
+#include "cli/tensors.h"
+#include "problem.h"
+#include "reference/accuracy.h"
+
+namespace attentile::cli {
+
+struct PassResult {
+  Plan plan;
+  Problem problem;  // shapes; its pointers are those of the call
+  double seconds = 0;
+  Traffic traffic;
+};
+
+struct AttendResult {
+  PassResult forward;
+  std::optional<PassResult> backward;
+  std::vector<reference::Verdict> verdicts;  // with verify
+};
+
+struct AttendWork {
+  AttentionOptions options;
+  int threads = 0;
+  Layout layout = Layout::kBshd;
+  bool verify = false;
+  bool normal_inputs = false;  // for the accuracy rule's ceilings
+  std::FILE* progress = nullptr;
+};
+
+// Computes and, if asked, verifies; call.results holds the outputs afterwards.
+AttendResult run_attend(CallTensors& call, const AttendWork& work);
+
+}  // namespace attentile::cli

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+// `attentile bench`: times in percent of the peak measured in this process, with standard
+// attention as the ratio.
+#include "cli/bench_measure.h"
+#include "cli/build_info.h"
+#include "cli/commands.h"
+#include "cli/output_file.h"
+#include "cli/progress.h"
+
+namespace attentile::cli {
+namespace {
+
+void print_heading(std::FILE* out) {
+  fmt::print(out, "{:<9}{:<6}{:<36}{:>3}{:>12}{:>10}{:>8}{:>12}{:>8}\n", "pass", "dtype", "shape",
+             "thr", "median", "GFLOP/s", "peak", "standard", "ratio");
+}
+
+std::string shape_column(const Problem& problem) {
+  std::string text =
+      fmt::format("{}x{}x{} h{}/{} d{}", problem.batch, problem.max_seqlen_q, problem.max_seqlen_k,
+                  problem.num_heads_q, problem.num_heads_kv, problem.head_dim);
+  if (problem.head_dim_v != problem.head_dim) text += fmt::format("/{}", problem.head_dim_v);
+  if (problem.varlen) text += " varlen";
+  if (problem.window_right == 0) text += " causal";
+  return text;
+}
+
+void print_row(std::FILE* out, const BenchResult& result, const Json& record) {
+  const Timing& ours = result.timings.front();
+  std::string standard = result.skipped;
+  std::string ratio = "-";
+  if (result.timings.size() > 1) {
+    standard = seconds_words(result.timings[1].median_s);
+    ratio = fmt::format("{:.2f}x", result.timings[1].median_s / ours.median_s);
+  }
+  fmt::print(out, "{:<9}{:<6}{:<36}{:>3}{:>12}{:>10.1f}{:>7.1f}%{:>12}{:>8}\n",
+             record["pass"].get<std::string>(), record["dtype"].get<std::string>(),
+             shape_column(result.problem), result.bench_case.threads, seconds_words(ours.median_s),
+             record["gflops"].get<double>(), 100 * record["fraction_of_peak"].get<double>(),
+             standard, ratio);
+  std::fflush(out);
+}
+
+std::string command_line(const Words& words) {
+  std::string text = "attentile bench";
+  for (const std::string& word : words) text += " " + word;
+  return text;
+}
+
+}  // namespace
+
+Exit bench(const Words& words, const Streams& streams) {
+  Arguments arguments("bench", "Times against standard attention, in percent of the peak.");
+  declare_bench(arguments);
+  if (!parse_or_help(arguments, words, streams)) return Exit::kDone;
+  const BenchRequest request = read_bench(arguments);
+  if (request.json) check_output("--json", *request.json);
+
+  const InterruptGuard guard;
+  ProgressBar bar(streams.err, "bench");
+  Peaks peaks;
+  Json records = Json::array();
+  for (size_t i = 0; i < request.cases.size(); ++i) {
+    const BenchResult result = measure(request.cases[i], request);
+    const Timing& ours = result.timings.front();
+    const double peak =
+        peaks.gflops(ours.plan.isa, result.problem.dtype, result.bench_case.threads);
+    const size_t first = records.size();
+    for (const Timing& timing : result.timings) records.push_back(to_record(result, timing, peak));
+    if (i == 0) print_heading(streams.out);
+    print_row(streams.out, result, records[first]);
+    bar.update(static_cast<double>(i + 1) / static_cast<double>(request.cases.size()));
+  }
+  if (request.json) {
+    Json file = file_head(command_line(words));
+    file["records"] = std::move(records);
+    write_text_file("--json", *request.json, to_text(file));
+  }
+  return Exit::kDone;
+}
+
+}  // namespace attentile::cli

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// Times one bench case: the chosen algorithm and standard attention, run in turn, so that a change
+// of the machine's speed meets both.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "cli/bench_cases.h"
+#include "cli/facts.h"
+
+namespace attentile::cli {
+
+struct Timing {
+  std::string name;  // "attentile" or "standard"
+  Plan plan;
+  double median_s = 0;
+  double min_s = 0;
+  int runs = 0;
+};
+
+struct BenchResult {
+  BenchCase bench_case;
+  Problem problem;  // shapes only
+  std::vector<Timing> timings;
+  std::string skipped;  // why standard was not run; "" when it was
+};
+
+BenchResult measure(const BenchCase& bench_case, const BenchRequest& request);
+
+// Arithmetic peaks in GFLOP/s, each measured once in this process.
+class Peaks {
+ public:
+  double gflops(Isa isa, DType dtype, int threads);
+
+ private:
+  std::map<std::tuple<Isa, DType, int>, double> known_;
+};
+
+// One record in the names of the interface.
+Json to_record(const BenchResult& result, const Timing& timing, double peak_gflops);
+
+}  // namespace attentile::cli

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+// `attentile compare`: two bench files against each other, record by record.
+#include <map>
+
+#include "cli/bench_file.h"
+#include "cli/build_info.h"
+#include "cli/commands.h"
+#include "cli/numbers.h"
+#include "cli/output_file.h"
+
+namespace attentile::cli {
+namespace {
+
+struct Pair {
+  Json before;
+  Json after;
+  double ratio = 1;  // of the medians, after / before: above 1 is slower
+};
+
+struct Comparison {
+  std::vector<Pair> pairs;
+  size_t only_before = 0;
+  size_t only_after = 0;
+};
+
+Comparison match(const BenchFile& before, const BenchFile& after) {
+  std::map<std::string, Json> known;
+  for (const Json& record : before.records) known[case_key(record)] = record;
+  Comparison comparison;
+  for (const Json& record : after.records) {
+    const auto found = known.find(case_key(record));
+    if (found == known.end()) {
+      ++comparison.only_after;
+      continue;
+    }
+    const double ratio = record["median_s"].get<double>() / found->second["median_s"].get<double>();
+    comparison.pairs.push_back({std::move(found->second), record, ratio});
+    known.erase(found);
+  }
+  comparison.only_before = known.size();
+  return comparison;
+}
+
+void print_table(std::FILE* out, const Comparison& comparison, double limit) {
+  fmt::print(out, "{:<12}{:<48}{:>12}{:>12}{:>9}\n", "name", "case", "before", "after", "change");
+  for (const Pair& pair : comparison.pairs) {
+    fmt::print(out, "{:<12}{:<48}{:>12}{:>12}{:>+8.1f}%{}\n", pair.after["name"].get<std::string>(),
+               case_words(pair.after), seconds_words(pair.before["median_s"].get<double>()),
+               seconds_words(pair.after["median_s"].get<double>()), 100 * (pair.ratio - 1),
+               pair.ratio > 1 + limit ? "  slower" : "");
+  }
+  fmt::print(out, "{} compared, {} only in the first file, {} only in the second\n",
+             comparison.pairs.size(), comparison.only_before, comparison.only_after);
+}
+
+Json to_json(const Comparison& comparison, double limit, const std::string& command) {
+  Json file = file_head(command);
+  file["fail_above"] = limit;
+  file["only_before"] = comparison.only_before;
+  file["only_after"] = comparison.only_after;
+  file["pairs"] = Json::array();
+  for (const Pair& pair : comparison.pairs) {
+    file["pairs"].push_back(
+        {{"ratio", pair.ratio}, {"before", pair.before}, {"after", pair.after}});
+  }
+  return file;
+}
+
+}  // namespace
+
+Exit compare(const Words& words, const Streams& streams) {
+  Arguments arguments("compare", "Two bench files against each other: time after / time before.");
+  arguments.positional("BEFORE.json", "what bench --json wrote first");
+  arguments.positional("AFTER.json", "what it wrote later");
+  arguments.value("--fail-above", "PERCENT", "exit 1 if a median grew by more; default 5%");
+  arguments.value("--json", "FILE", "write the comparison there");
+  if (!parse_or_help(arguments, words, streams)) return Exit::kDone;
+  std::vector<std::string> paths;
+  for (const char* name : {"BEFORE.json", "AFTER.json"}) {
+    const std::string* path = arguments.find(name);
+    if (path == nullptr) wrong_request("{}: not given, expected a file that bench wrote", name);
+    paths.push_back(*path);
+  }
+  double limit = 0.05;
+  if (const std::string* text = arguments.find("--fail-above")) {
+    limit = parse_percent("--fail-above", *text);
+    if (limit < 0) wrong_request("--fail-above: {}, expected at least 0%", *text);
+  }
+  const std::string* json = arguments.find("--json");
+  if (json != nullptr) check_output("--json", *json, paths);
+
+  const Comparison comparison = match(read_bench_file(paths[0]), read_bench_file(paths[1]));
+  if (comparison.pairs.empty()) {
+    wrong_request("AFTER.json: no record of {} is in {} too, expected a case in common",
+                  in_quotes(paths[0]), in_quotes(paths[1]));
+  }
+  print_table(streams.out, comparison, limit);
+  if (json != nullptr) {
+    std::string command = "attentile compare";
+    for (const std::string& word : words) command += " " + word;
+    write_text_file("--json", *json, to_text(to_json(comparison, limit, command)));
+  }
+  for (const Pair& pair : comparison.pairs) {
+    if (pair.ratio > 1 + limit) return Exit::kCheckFailed;
+  }
+  return Exit::kDone;
+}
+
+}  // namespace attentile::cli

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+// Facts of a problem and a plan; names as in a bench record.
+#include "cli/facts.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "cli/numbers.h"
+
+namespace attentile::cli {
+namespace {
+
+bool is_causal(const Problem& problem) {
+  return problem.window_right == 0;
+}
+
+}  // namespace
+
+Json shape_facts(const Problem& problem, Layout layout) {
+  Json facts;
+  facts["dtype"] = short_name(problem.dtype);
+  facts["batch"] = problem.batch;
+  facts["seqlen_q"] = problem.max_seqlen_q;
+  facts["seqlen_k"] = problem.max_seqlen_k;
+  facts["num_heads_q"] = problem.num_heads_q;
+  facts["num_heads_kv"] = problem.num_heads_kv;
+  facts["head_dim"] = problem.head_dim;
+  facts["head_dim_v"] = problem.head_dim_v;
+  facts["causal"] = is_causal(problem);
+  facts["layout"] = to_string(layout);
+  facts["device"] = "cpu";
+  facts["varlen"] = problem.varlen;
+  return facts;
+}
+
+Json traffic_facts(const Traffic& traffic) {
+  return {{"bytes_read", traffic.bytes_read}, {"bytes_written", traffic.bytes_written}};
+}
+
+Json plan_facts(const Plan& plan) {
+  Json facts;
+  facts["algorithm"] = to_string(plan.algorithm);
+  facts["isa"] = to_string(plan.isa);
+  facts["threads"] = plan.threads;
+  facts["tile_m"] = plan.tile_m;
+  facts["tile_n"] = plan.tile_n;
+  facts["num_tasks"] = plan.num_tasks;
+  facts["workspace_bytes"] = plan.workspace_bytes;
+  facts["fast_memory_bytes"] = plan.fast_memory_bytes;
+  facts["visible_pairs"] = plan.visible_pairs;
+  facts["flops"] = plan.flops;
+  facts["notes"] = plan.notes;
+  return facts;
+}
+
+std::string shape_words(const Problem& problem) {
+  std::string text = fmt::format("{}, batch {}, {} x {} tokens, {}/{} heads, head_dim {}",
+                                 to_string(problem.dtype), problem.batch, problem.max_seqlen_q,
+                                 problem.max_seqlen_k, problem.num_heads_q, problem.num_heads_kv,
+                                 problem.head_dim);
+  if (problem.head_dim_v != problem.head_dim) {
+    text += fmt::format(", head_dim_v {}", problem.head_dim_v);
+  }
+  if (problem.varlen) text += ", varlen";
+  if (problem.paged()) text += fmt::format(", pages of {}", problem.page_size);
+  if (is_causal(problem)) text += ", causal";
+  if (problem.window_left != kUnbounded || problem.window_right > 0) {
+    text += fmt::format(", window {},{}", problem.window_left, problem.window_right);
+  }
+  if (problem.dropout.enabled) text += ", dropout";
+  return text;
+}
+
+std::string plan_words(const Plan& plan) {
+  return fmt::format("{} on {}, {} thread{}, tiles {} x {}, workspace {}",
+                     to_string(plan.algorithm), to_string(plan.isa), plan.threads,
+                     plan.threads == 1 ? "" : "s", plan.tile_m, plan.tile_n,
+                     bytes_words(static_cast<double>(plan.workspace_bytes)));
+}
+
+std::string seconds_words(double seconds) {
+  if (seconds < 1e-3) return fmt::format("{:.1f} us", seconds * 1e6);
+  if (seconds < 1) return fmt::format("{:.2f} ms", seconds * 1e3);
+  return fmt::format("{:.3f} s", seconds);
+}
+
+std::string to_text(const Json& json) {
+  return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+}  // namespace attentile::cli

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a call is and what was planned for it, as JSON and as a line for people.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "attentile/attention.h"
+#include "cli/attention_arguments.h"
+#include "problem.h"
+
+namespace attentile::cli {
+
+using Json = nlohmann::ordered_json;
+
+// dtype, batch, seqlen_q, ... of a validated problem, in the names of a bench record.
+Json shape_facts(const Problem& problem, Layout layout);
+// algorithm, isa, threads, tiles, workspace, flops, notes.
+Json plan_facts(const Plan& plan);
+Json traffic_facts(const Traffic& traffic);
+
+// "float16, batch 1, 1024 x 1024, 9/3 heads, head_dim 64, causal"
+std::string shape_words(const Problem& problem);
+// "flash2 on avx512, 2 threads, tiles 64 x 128, workspace 1.25 MiB"
+std::string plan_words(const Plan& plan);
+
+// "1.23 ms"
+std::string seconds_words(double seconds);
+
+// Text of a JSON value for stdout: two spaces of indentation, invalid UTF-8 replaced.
+std::string to_text(const Json& json);
+
+}  // namespace attentile::cli

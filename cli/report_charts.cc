@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+// Charts as inline SVG. Colours are a set that colour-blind readers can tell apart.
+#include "cli/report_charts.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+#include "cli/bench_file.h"
+#include "cli/svg.h"
+
+namespace attentile::cli {
+namespace {
+
+constexpr std::string_view kInk = "#24292f";
+constexpr std::string_view kGrid = "#e4e8ec";
+
+std::string text_of(const Json& record, const char* field) {
+  return record[field].get<std::string>();
+}
+double number_of(const Json& record, const char* field) {
+  return record[field].get<double>();
+}
+
+std::vector<std::string> names_of(const std::vector<Json>& records) {
+  std::vector<std::string> names;
+  for (const Json& record : records) {
+    const std::string name = text_of(record, "name");
+    if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
+  }
+  return names;
+}
+
+size_t index_of(const std::vector<std::string>& names, const std::string& name) {
+  return static_cast<size_t>(std::find(names.begin(), names.end(), name) - names.begin());
+}
+
+void draw_name_legend(Svg& svg, double x, double y, const std::vector<std::string>& names) {
+  for (size_t n = 0; n < names.size(); ++n) {
+    svg.rect({x, y - 10, 14, 12}, series_color(n));
+    svg.text(x + 20, y, names[n]);
+    x += 40 + 8.5 * static_cast<double>(names[n].size());
+  }
+}
+
+// 1, 2 or 5 times a power of ten, so that at most `count` steps cover `range`.
+double nice_step(double range, int count) {
+  const double rough = range / count;
+  const double power = std::pow(10, std::floor(std::log10(rough)));
+  for (double factor : {1.0, 2.0, 5.0}) {
+    if (factor * power >= rough) return factor * power;
+  }
+  return 10 * power;
+}
+
+struct Group {
+  std::string words;
+  double peak = 0;
+  std::vector<std::pair<size_t, double>> bars;  // name, GFLOP/s
+};
+
+std::vector<Group> group_bars(const std::vector<Json>& records,
+                              const std::vector<std::string>& names) {
+  std::vector<Group> groups;
+  for (const Json& record : records) {
+    const std::string words = case_words(record);
+    auto found = std::find_if(groups.begin(), groups.end(),
+                              [&](const Group& group) { return group.words == words; });
+    if (found == groups.end()) {
+      found = groups.insert(groups.end(), Group());
+      found->words = words;
+    }
+    found->peak = std::max(found->peak, number_of(record, "peak_gflops"));
+    found->bars.emplace_back(index_of(names, text_of(record, "name")), number_of(record, "gflops"));
+  }
+  return groups;
+}
+
+struct Point {
+  double seqlen;
+  double seconds;
+};
+using Curves = std::map<size_t, std::vector<Point>>;  // by name
+
+// A family's key: the case without its sequence lengths.
+std::map<std::string, Curves> families(const std::vector<Json>& records,
+                                       const std::vector<std::string>& names) {
+  std::map<std::string, Curves> result;
+  for (const Json& record : records) {
+    if (record["seqlen_q"] != record["seqlen_k"] || record["varlen"].get<bool>()) continue;
+    const std::string key = fmt::format(
+        "{} {}, batch {}, {}/{} heads, head_dim {}{}, {} threads", text_of(record, "pass"),
+        text_of(record, "dtype"), record["batch"].get<int64_t>(),
+        record["num_heads_q"].get<int64_t>(), record["num_heads_kv"].get<int64_t>(),
+        record["head_dim"].get<int64_t>(), record["causal"].get<bool>() ? ", causal" : "",
+        record["threads"].get<int64_t>());
+    result[key][index_of(names, text_of(record, "name"))].push_back(
+        {number_of(record, "seqlen_k"), number_of(record, "median_s")});
+  }
+  std::erase_if(result, [](const auto& family) {
+    return std::all_of(family.second.begin(), family.second.end(),
+                       [](const auto& curve) { return curve.second.size() < 3; });
+  });
+  for (auto& [key, curves] : result) {
+    for (auto& [name, points] : curves) {
+      std::sort(points.begin(), points.end(),
+                [](const Point& a, const Point& b) { return a.seqlen < b.seqlen; });
+    }
+  }
+  return result;
+}
+
+struct LogAxis {
+  double low;
+  double high;
+  double begin;
+  double length;  // negative: upward
+  double at(double value) const {
+    return begin + length * std::log(value / low) / std::log(high / low);
+  }
+};
+
+std::string draw_family(const std::string& title, const Curves& curves,
+                        const std::vector<std::string>& names) {
+  double x_low = 1e300, x_high = 0, y_low = 1e300, y_high = 0;
+  for (const auto& [name, points] : curves) {
+    for (const Point& point : points) {
+      x_low = std::min(x_low, point.seqlen);
+      x_high = std::max(x_high, point.seqlen);
+      y_low = std::min(y_low, point.seconds);
+      y_high = std::max(y_high, point.seconds);
+    }
+  }
+  const double y_floor = std::pow(10, std::floor(std::log10(y_low)));
+  const double y_ceiling = std::pow(10, std::floor(std::log10(y_high)) + 1);
+  const LogAxis x{std::max(x_low, 1.0), std::max(x_high, 2.0), 80, 560};
+  const LogAxis y{y_floor, y_ceiling, 330, -250};
+  Svg svg(700, 390);
+  svg.text(80, 26, "Time against sequence length", {.size = 16, .bold = true});
+  svg.text(80, 46, title, {.size = 12, .color = "#57606a"});
+  for (double tick = y_floor; tick <= y_ceiling * 1.001; tick *= 10) {
+    svg.line(80, y.at(tick), 640, y.at(tick), kGrid);
+    svg.text(72, y.at(tick) + 4, seconds_words(tick), {.size = 11, .anchor = "end"});
+  }
+  for (double tick = 1; tick <= x.high * 1.001; tick *= 2) {
+    if (tick < x.low * 0.999) continue;
+    svg.line(x.at(tick), 80, x.at(tick), 330, kGrid);
+    svg.text(x.at(tick), 348, fmt::format("{:.0f}", tick), {.size = 11, .anchor = "middle"});
+  }
+  svg.rect({80, 80, 560, 250}, "none", "stroke=\"#24292f\"");
+  for (const auto& [name, points] : curves) {
+    std::string path;
+    for (const Point& point : points) {
+      path += fmt::format("{:.1f},{:.1f} ", x.at(point.seqlen), y.at(point.seconds));
+      svg.raw(fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"3.5\" fill=\"{}\"/>\n",
+                          x.at(point.seqlen), y.at(point.seconds), series_color(name)));
+    }
+    svg.raw(
+        fmt::format("<polyline points=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"2\"/>\n",
+                    path, series_color(name)));
+  }
+  svg.text(360, 372, "sequence length, tokens", {.anchor = "middle"});
+  svg.text(20, 205, "median time", {.anchor = "middle", .rotate = -90});
+  draw_name_legend(svg, 80, 68, names);
+  return svg.finish();
+}
+
+}  // namespace
+
+std::string_view series_color(size_t n) {
+  constexpr std::string_view kColors[] = {"#0072b2", "#e69f00", "#009e73",
+                                          "#cc79a7", "#56b4e9", "#d55e00"};
+  return kColors[n % 6];
+}
+
+std::string draw_speed_bars(const std::vector<Json>& records) {
+  const std::vector<std::string> names = names_of(records);
+  const std::vector<Group> groups = group_bars(records, names);
+  double top = 1;
+  size_t bars = 0;
+  for (const Group& group : groups) {
+    top = std::max(top, group.peak);
+    for (const auto& [name, gflops] : group.bars) top = std::max(top, gflops);
+    bars += group.bars.size();
+  }
+  constexpr double kLeft = 330, kWidth = 470, kBar = 17, kGap = 14, kTop = 84;
+  const double height =
+      static_cast<double>(bars) * kBar + static_cast<double>(groups.size()) * kGap;
+  Svg svg(kLeft + kWidth + 90, kTop + height + 60);
+  svg.text(20, 28, "Useful GFLOP/s; the dark mark is the peak measured in the same process",
+           {.size = 16, .bold = true});
+  draw_name_legend(svg, 20, 56, names);
+  const double step = nice_step(top, 8);
+  for (double tick = 0; tick <= top * 1.0001; tick += step) {
+    const double x = kLeft + kWidth * tick / top;
+    svg.line(x, kTop, x, kTop + height, kGrid);
+    svg.text(x, kTop + height + 18, fmt::format("{:.6g}", tick), {.size = 11, .anchor = "middle"});
+  }
+  svg.text(kLeft + kWidth / 2, kTop + height + 42, "GFLOP/s", {.anchor = "middle"});
+  double y = kTop + kGap / 2;
+  for (const Group& group : groups) {
+    const double group_height = static_cast<double>(group.bars.size()) * kBar;
+    svg.text(kLeft - 10, y + group_height / 2 + 4, group.words, {.size = 12, .anchor = "end"});
+    for (size_t i = 0; i < group.bars.size(); ++i) {
+      const auto& [name, gflops] = group.bars[i];
+      const double bar_y = y + static_cast<double>(i) * kBar;
+      const double width = kWidth * std::max(gflops, 0.0) / top;
+      svg.rect({kLeft, bar_y + 1, width, kBar - 2}, series_color(name));
+      svg.text(
+          kLeft + width + 6, bar_y + 13,
+          fmt::format("{:.1f} ({:.0f} %)", gflops, group.peak > 0 ? 100 * gflops / group.peak : 0),
+          {.size = 11});
+    }
+    const double peak_x = kLeft + kWidth * group.peak / top;
+    svg.line(peak_x, y, peak_x, y + group_height, kInk, 2);
+    y += group_height + kGap;
+  }
+  return svg.finish();
+}
+
+std::vector<std::string> draw_time_curves(const std::vector<Json>& records) {
+  const std::vector<std::string> names = names_of(records);
+  std::vector<std::string> charts;
+  for (const auto& [title, curves] : families(records, names)) {
+    charts.push_back(draw_family(title, curves, names));
+  }
+  return charts;
+}
+
+}  // namespace attentile::cli

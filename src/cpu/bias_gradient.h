@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+// dbias and dsink. dbias is the sum of dS over the dimensions along which bias was broadcast: a
+// task owns a range of its elements, recomputes the dS tiles that reach them in a fixed order, adds
+// in float64 and rounds once. No array of dbias's shape is needed besides dbias, no task waits.
+#pragma once
+
+#include "cpu/backward.h"
+
+namespace attentile::cpu {
+
+// Elements of dbias that a task owns: [keys] x [lanes], either of them 1 where it is summed.
+struct BiasBlock {
+  int64_t b = 0;
+  int64_t h = 0;
+  int64_t q0 = 0;
+  int64_t rows = 0;
+  KeyRange keys;
+  double* sum = nullptr;  // [keys or 1][lanes]
+};
+
+// Adds the dS of queries [q0, q0 + rows) x keys of one (batch, head) to the block's sums.
+template <class Isa, class Real>
+inline void add_bias_gradient(Worker<Isa, Real>& w, Tile t, const BiasBlock& block,
+                              const BackwardScratch<Real>& r) {
+  const Problem& p = w.problem;
+  const ScoreScale<Real> scale = make_score_scale<Isa, Real>(p, false);
+  const bool sum_queries = p.dbias_shape[2] == 1;
+  const bool sum_keys = p.dbias_shape[3] == 1;
+  const KeyRange seen = t.s->band.keys(t.q0, t.q0 + t.rows);
+  const KeyRange range = {max64(block.keys.begin, seen.begin), min64(block.keys.end, seen.end)};
+  bool loaded = false;
+  for (int64_t j = range.begin; j < range.end;) {
+    const KeyRange tile = {j, min64(next_key_tile<Isa>(p, w.plan.tile_n, j), range.end)};
+    j = tile.end;
+    t.k0 = tile.begin;
+    t.keys = static_cast<int>(tile.end - tile.begin);
+    if (classify<Isa>(p, t) == TileClass::kHidden) continue;
+    if (!w.keep_going()) return;
+    if (!loaded) load_backward_panel<Isa, Real>(w, t, r);
+    loaded = true;
+    const int64_t kv_head = t.h / p.group_size;
+    load_keys<Isa, Real>(w, p.k, *t.s, t.b, kv_head, tile, static_cast<int>(p.head_dim),
+                         w.plan.padded_dim, r.k);
+    load_keys<Isa, Real>(w, p.v, *t.s, t.b, kv_head, tile, static_cast<int>(p.head_dim_v),
+                         w.plan.padded_dim_v, r.v);
+    const TileClass tile_class = recompute_weights<Isa, Real>(w, t, scale, r.k, r);
+    compute_ds<Isa, Real>(w, t, scale, r.v, tile_class == TileClass::kPartial, true, r);
+    for (int k = 0; k < t.keys; ++k) {
+      double* sums = block.sum + (sum_keys ? 0 : t.k0 + k - block.keys.begin) * t.lanes;
+      for (int i = 0; i < t.rows; ++i) sums[sum_queries ? 0 : i] += r.ds[k * t.lanes + i];
+    }
+  }
+}
+
+template <class Isa, class Real>
+inline void store_bias_block(Worker<Isa, Real>& w, const BiasBlock& block, int lanes) {
+  const Problem& p = w.problem;
+  const int64_t keys = p.dbias_shape[3] == 1 ? 1 : block.keys.end - block.keys.begin;
+  for (int64_t k = 0; k < keys; ++k) {
+    char* cell = p.dbias.at(block.b, block.h, block.q0, block.keys.begin + k);
+    kernel_store_row(block.sum + k * lanes, cell, p.dbias.dtype, p.dbias.stride[2],
+                     static_cast<int>(block.rows));
+  }
+  w.count_written(keys * block.rows * size_of(p.dbias.dtype));
+}
+
+template <class Isa, class Real>
+void bias_gradient_task(void* job, int64_t task, int worker, Progress& progress) {
+  Worker<Isa, Real> w(job, worker, progress);
+  const Problem& p = w.problem;
+  const CpuPlan& plan = w.plan;
+  const bool sum_keys = p.dbias_shape[3] == 1;
+  const bool sum_queries = p.dbias_shape[2] == 1;
+  const int64_t key_tiles = sum_keys ? 1 : ceil_div(p.dbias_shape[3], plan.tile_n);
+  BiasBlock block;
+  block.keys.begin = task % key_tiles * plan.tile_n;
+  block.keys.end =
+      sum_keys ? p.max_seqlen_k : min64(block.keys.begin + plan.tile_n, p.dbias_shape[3]);
+  block.h = task / key_tiles % p.dbias_shape[1];
+  block.b = task / key_tiles / p.dbias_shape[1];
+  const int lanes = plan.panel_lanes_max;
+  const BackwardScratch<Real> r = take_backward_scratch<Isa, Real>(w, lanes);
+  const int64_t num_sums = (sum_keys ? 1 : plan.tile_n) * lanes;
+  block.sum = reinterpret_cast<double*>(
+      w.take(num_sums * static_cast<int64_t>(sizeof(double) / sizeof(Real))));
+
+  const auto clear = [&] {
+    for (int64_t i = 0; i < num_sums; ++i) block.sum[i] = 0;
+  };
+  const auto add_heads = [&](int64_t q0) {  // every (batch, head) that shares these elements
+    for (int64_t b = p.dbias_shape[0] == 1 ? 0 : block.b; b < p.batch; ++b) {
+      const Sequence s = p.sequence(b);
+      for (int64_t h = p.dbias_shape[1] == 1 ? 0 : block.h; h < p.num_heads_q; ++h) {
+        Tile t;
+        t.b = b;
+        t.h = h;
+        t.s = &s;
+        t.q0 = q0;
+        t.rows = static_cast<int>(clamp64(s.seqlen_q - q0, 0, lanes));
+        t.lanes = lanes;
+        if (t.rows > 0) add_bias_gradient<Isa, Real>(w, t, block, r);
+        if (p.dbias_shape[1] != 1) break;
+      }
+      if (p.dbias_shape[0] != 1) break;
+    }
+  };
+
+  clear();
+  for (int64_t q0 = 0; q0 < p.max_seqlen_q; q0 += lanes) {
+    add_heads(q0);
+    if (!w.keep_going()) return;
+    if (sum_queries) continue;
+    block.q0 = q0;
+    block.rows = min64(lanes, p.max_seqlen_q - q0);
+    store_bias_block<Isa, Real>(w, block, lanes);
+    clear();
+  }
+  if (!sum_queries) return;
+  block.q0 = 0;
+  block.rows = 1;
+  store_bias_block<Isa, Real>(w, block, lanes);
+}
+
+// dsink[h] = -sum over rows of exp(sink - lse) delta: the sink's weight times (0 - delta).
+template <class Isa, class Real>
+void sink_gradient_task(void* job, int64_t task, int worker, Progress& progress) {
+  Worker<Isa, Real> w(job, worker, progress);
+  const Problem& p = w.problem;
+  const double sink = load_scalar<Isa, float>(p.sink.at(task, 0, 0, 0), DType::kFloat32);
+  const int64_t half = w.plan.row_state.bytes / 2 / static_cast<int64_t>(sizeof(Real));
+  double sum = 0;
+  for (int64_t b = 0; b < p.batch; ++b) {
+    const Sequence s = p.sequence(b);
+    const Real* state = w.job.template array<Real>(w.plan.row_state) +
+                        state_row<Real>(w.plan, w.job, p.num_heads_q, b, task, 0);
+    for (int64_t i = 0; i < s.seqlen_q; ++i) {
+      const Real* row = state + padded_row<Isa>(w.plan, s, i);
+      const double log_weight = sink - static_cast<double>(row[0]);
+      const bool weightless = sink == -std::numeric_limits<double>::infinity();
+      const double weight = weightless ? 0.0 : std::exp(log_weight > 0 ? 0.0 : log_weight);
+      sum -= weight * static_cast<double>(row[half]);
+    }
+  }
+  *reinterpret_cast<float*>(p.dsink.at(task, 0, 0, 0)) = static_cast<float>(sum + 0.0);
+}
+
+}  // namespace attentile::cpu

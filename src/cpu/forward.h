@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: Apache-2.0
+// The forward pass. attend_tile does one panel of queries against one tile of keys, for flash1 and
+// flash2 alike:
+//
+//     S^T = K Q^T                      [keys][lanes]
+//     P^T = 2^((mods(S^T) - m) c)      online softmax, m and l per lane
+//     O^T = O^T + V^T (keep * P^T)     [head_dim_v][lanes]
+//
+// flash2 (FlashAttention-2, algorithm 1): a task is a block of queries, cut into panels that share
+// each key tile while it is in cache; the keys stream past. Bytes per task from slow memory: Q and
+// O once, K and V once per visible key tile. No task waits for another.
+#pragma once
+
+#include "cpu/online_softmax.h"
+#include "cpu/tile_gemm.h"
+
+namespace attentile::cpu {
+
+// Scratch that attend_tile works in.
+template <class Real>
+struct TileScratch {
+  Real* s = nullptr;      // [tile_n][lanes]
+  Real* hide = nullptr;   // [tile_n][lanes]
+  Real* extra = nullptr;  // [tile_n][lanes], bias, then keep
+  Real* lane = nullptr;   // [2][lanes]
+};
+
+// Keys [k0, k0 + keys) in scratch, or in place when they lie there as the kernel wants them.
+template <class Real>
+struct KeyTile {
+  int64_t k0 = 0;
+  int keys = 0;
+  const Real* k = nullptr;  // [keys][k_ld]
+  const Real* v = nullptr;  // [keys][v_ld]
+  int64_t k_ld = 0;
+  int64_t v_ld = 0;
+  int v_nonfinite = -1;  // -1: not looked at yet
+};
+
+// O^T += V^T P^T over the pairs that are not hidden: for tiles where a NaN or infinity in a value
+// that some queries do not see must not reach those. The same sums in the same order as gemm.
+template <class Isa, class Real>
+[[gnu::noinline]] void accumulate_visible(const GemmTile<Real>& t, const Real* hide) {
+  using V = Vec<Isa, Real>;
+  const V zero = V::set1(Real{0});
+  for (int m = 0; m < t.rows; ++m) {
+    for (int n = 0; n < t.cols; n += V::kLanes) {
+      V acc = zero;
+      for (int k = 0; k < t.depth; ++k) {
+        const V a = V::select_lt(V::load(hide + k * t.b_step + n), zero, zero,
+                                 V::set1(t.a[m * t.a_row + k * t.a_step]));
+        acc = V::fma(a, V::load(t.b + k * t.b_step + n), acc);
+      }
+      Real* c = t.c + m * t.c_row + n;
+      (V::load(c) + acc).store(c);
+    }
+  }
+}
+
+// The part of `keys` that some query of the panel may see, as a tile.
+template <class Real>
+[[gnu::always_inline]] inline Tile trim_tile(const Panel<Real>& panel, const Sequence& s,
+                                             KeyRange keys) {
+  const KeyRange seen = s.band.keys(panel.q0, panel.q0 + panel.rows);
+  const int64_t begin = max64(keys.begin, seen.begin);
+  const int64_t end = min64(keys.end, seen.end);
+  Tile t;
+  t.s = &s;
+  t.q0 = panel.q0;
+  t.rows = panel.rows;
+  t.lanes = panel.lanes;
+  t.k0 = begin;
+  t.keys = static_cast<int>(max64(0, end - begin));
+  return t;
+}
+
+template <class Isa, class Real>
+inline void attend_tile(Worker<Isa, Real>& w, const Panel<Real>& panel, Tile t,
+                        const ScoreScale<Real>& scale, KeyTile<Real>& keys,
+                        const TileScratch<Real>& scratch) {
+  const Problem& p = w.problem;
+  const TileClass tile_class = classify<Isa>(p, t);
+  if (tile_class == TileClass::kHidden) return;
+  const int head_dim = static_cast<int>(p.head_dim);
+  const int head_dim_v = static_cast<int>(p.head_dim_v);
+  const int64_t skip = t.k0 - keys.k0;
+  gemm<Isa, Real>({.a = keys.k + skip * keys.k_ld,
+                   .a_row = keys.k_ld,
+                   .a_step = 1,
+                   .b = panel.q_t,
+                   .b_step = t.lanes,
+                   .c = scratch.s,
+                   .c_row = t.lanes,
+                   .rows = t.keys,
+                   .cols = t.lanes,
+                   .depth = head_dim});
+  const bool partial = tile_class == TileClass::kPartial;
+  const bool biased = p.bias.present || p.alibi_slopes.present;
+  if (partial) fill_hide<Isa, Real>(w, t, scratch.hide, scratch.lane);
+  if (biased) fill_bias<Isa, Real>(w, t, scratch.extra);
+  if (partial || !scale.folded) {
+    apply_score_mods<Isa, Real>(scale, t, biased ? scratch.extra : nullptr,
+                                partial ? scratch.hide : nullptr, scratch.s, nullptr);
+  }
+  online_softmax<Isa, Real>(panel, t.keys, head_dim_v, scale.exponent, scratch.s);
+  if (p.dropout.enabled) {
+    using V = Vec<Isa, Real>;
+    fill_keep<Isa, Real>(p, t, scratch.extra);
+    for (int i = 0; i < t.keys * t.lanes; i += V::kLanes) {
+      (V::load(scratch.s + i) * V::load(scratch.extra + i)).store(scratch.s + i);
+    }
+  }
+  const GemmTile<Real> product = {.a = keys.v + skip * keys.v_ld,
+                                  .a_row = 1,
+                                  .a_step = keys.v_ld,
+                                  .b = scratch.s,
+                                  .b_step = t.lanes,
+                                  .c = panel.acc_o,
+                                  .c_row = t.lanes,
+                                  .rows = head_dim_v,
+                                  .cols = t.lanes,
+                                  .depth = t.keys,
+                                  .accumulate = true};
+  if (partial && keys.v_nonfinite < 0) {
+    keys.v_nonfinite =
+        has_nonfinite<Isa, Real>(keys.v, keys.keys, head_dim_v, static_cast<int>(keys.v_ld));
+  }
+  if (partial && keys.v_nonfinite > 0) {
+    accumulate_visible<Isa, Real>(product, scratch.hide);
+  } else {
+    gemm<Isa, Real>(product);
+  }
+}
+
+// Brings keys [begin, end) of KV head `head` within reach: copied to scratch and widened, or read
+// in place when they are already rows of Real without gaps.
+template <class Isa, class Real>
+inline KeyTile<Real> load_key_tile(Worker<Isa, Real>& w, const Sequence& s, const Tile& t,
+                                   KeyRange range, Real* k_scratch, Real* v_scratch) {
+  const Problem& p = w.problem;
+  const int64_t head = t.h / p.group_size;
+  KeyTile<Real> tile;
+  tile.k0 = range.begin;
+  tile.keys = static_cast<int>(range.end - range.begin);
+  const auto fetch = [&](const Array4& array, int dim, Real* buffer, int64_t& ld) -> const Real* {
+    const bool in_place = array.dtype == (sizeof(Real) == 4 ? DType::kFloat32 : DType::kFloat64) &&
+                          array.stride[3] == 1 && array.stride[1] == dim && !p.paged();
+    if (in_place) {
+      ld = dim;
+      w.count_read(static_cast<int64_t>(tile.keys) * dim * size_of(array.dtype));
+      return reinterpret_cast<const Real*>(p.key_row(array, s, t.b, head, range.begin));
+    }
+    ld = dim;
+    load_keys<Isa, Real>(w, array, s, t.b, head, range, dim, dim, buffer);
+    return buffer;
+  };
+  tile.k = fetch(p.k, static_cast<int>(p.head_dim), k_scratch, tile.k_ld);
+  tile.v = fetch(p.v, static_cast<int>(p.head_dim_v), v_scratch, tile.v_ld);
+  return tile;
+}
+
+template <class Isa, class Real>
+inline void load_panel_queries(Worker<Isa, Real>& w, const Sequence& s, int64_t h,
+                               const Panel<Real>& panel, Real* rows_buffer) {
+  const int head_dim = static_cast<int>(w.problem.head_dim);
+  load_queries<Isa, Real>(w, w.problem.q, s, h, panel.q0, panel.rows, head_dim, head_dim,
+                          rows_buffer);
+  transpose_to_lanes<Isa, Real>(rows_buffer, head_dim, panel.rows, head_dim, panel.lanes,
+                                panel.q_t);
+}
+
+template <class Isa, class Real>
+inline void store_lse(Worker<Isa, Real>& w, const Tile& t, const Panel<Real>& panel,
+                      const double* lse) {
+  const Array4& array = w.problem.lse;
+  if (!array.present) return;
+  for (int i = 0; i < panel.rows; ++i) {
+    char* cell = array.at(t.s->batch_q, t.h, t.s->row_q + panel.q0 + i, 0);
+    *reinterpret_cast<Real*>(cell) = static_cast<Real>(lse[i]);
+  }
+  w.count_written(panel.rows * static_cast<int64_t>(sizeof(Real)));
+}
+
+// Rows whose every visible logit is -inf: 0, also where a value they see is NaN.
+template <class Isa, class Real>
+inline void clear_weightless(const Panel<Real>& panel, int head_dim_v) {
+  for (int i = 0; i < panel.rows; ++i) {
+    if (panel.row_sum[i] != Real{0}) continue;
+    for (int c = 0; c < head_dim_v; ++c) panel.acc_o[c * panel.lanes + i] = 0;
+  }
+}
+
+// Writes out and lse of a finished panel.
+template <class Isa, class Real>
+inline void store_panel(Worker<Isa, Real>& w, const Tile& t, const Panel<Real>& panel,
+                        const ScoreScale<Real>& scale, Real* row_buffer) {
+  const Problem& p = w.problem;
+  Real* factor = row_buffer;  // [lanes], then one row of out
+  double lse[kMaxPanelLanes];
+  close_rows<Isa, Real>(p, t.h, panel, scale, factor, lse);
+  if (p.dropout.enabled) {
+    for (int i = 0; i < panel.rows; ++i) factor[i] *= static_cast<Real>(p.dropout.scale);
+  }
+  clear_weightless<Isa, Real>(panel, static_cast<int>(p.head_dim_v));
+  store_queries<Isa, Real>(w, p.out, *t.s, t.h, panel.q0, panel.rows,
+                           static_cast<int>(p.head_dim_v), panel.acc_o, panel.lanes, factor,
+                           row_buffer + panel.lanes);
+  store_lse<Isa, Real>(w, t, panel, lse);
+}
+
+// (batch, head, block) of a task, by the prefix sums of blocks per batch entry.
+struct BlockTask {
+  int64_t b = 0;
+  int64_t h = 0;
+  int64_t block = 0;
+  int64_t blocks = 0;  // of this batch entry
+};
+
+template <class Isa>
+inline BlockTask find_block(const int64_t* prefix, int64_t batch, int64_t heads, int64_t task) {
+  int64_t low = 0;
+  int64_t high = batch;  // prefix[low] * heads <= task < prefix[high] * heads
+  while (high - low > 1) {
+    const int64_t middle = low + (high - low) / 2;
+    (prefix[middle] * heads <= task ? low : high) = middle;
+  }
+  BlockTask found;
+  found.b = low;
+  found.blocks = prefix[low + 1] - prefix[low];
+  const int64_t within = task - prefix[low] * heads;
+  found.h = within / found.blocks;
+  found.block = within % found.blocks;
+  return found;
+}
+
+// The same with the heads innermost: block n of every head comes before block n + 1 of any, so that
+// tasks which take turns by block seldom run side by side.
+template <class Isa>
+inline BlockTask find_block_by_turn(const int64_t* prefix, int64_t batch, int64_t heads,
+                                    int64_t task) {
+  BlockTask found = find_block<Isa>(prefix, batch, heads, task);
+  const int64_t within = task - prefix[found.b] * heads;
+  found.h = within % heads;
+  found.block = within / heads;
+  return found;
+}
+
+template <class Isa, class Real>
+void flash2_forward_task(void* job, int64_t task, int worker, Progress& progress) {
+  Worker<Isa, Real> w(job, worker, progress);
+  const Problem& p = w.problem;
+  const CpuPlan& plan = w.plan;
+  const BlockTask found = find_block<Isa>(w.job.template array<int64_t>(plan.query_blocks), p.batch,
+                                          p.num_heads_q, task);
+  const Sequence s = p.sequence(found.b);
+  const int panel_rows = plan.panel_rows(s.seqlen_q);
+  const int lanes = plan.panel_lanes(panel_rows);
+  const int64_t q_begin = (found.blocks - 1 - found.block) * plan.tile_m;  // longest first
+  const int64_t q_end = min64(q_begin + plan.tile_m, s.seqlen_q);
+  const int num_panels = static_cast<int>(ceil_div(q_end - q_begin, panel_rows));
+
+  Real* k_scratch = w.take(plan.tile_n * p.head_dim);
+  Real* v_scratch = w.take(plan.tile_n * p.head_dim_v);
+  Real* rows_buffer = w.take(plan.rows_buffer_size);
+  TileScratch<Real> scratch;
+  scratch.s = w.take(plan.tile_n * lanes);
+  scratch.hide = w.take(plan.tile_n * lanes);
+  scratch.extra = w.take(plan.tile_n * lanes);
+  scratch.lane = w.take(2 * lanes);
+  Panel<Real> panels[kMaxPanels];
+  for (int n = 0; n < num_panels; ++n) {
+    Panel<Real>& panel = panels[n];
+    panel.q0 = q_begin + n * panel_rows;
+    panel.rows = static_cast<int>(min64(panel_rows, q_end - panel.q0));
+    panel.lanes = lanes;
+    panel.q_t = w.take(p.head_dim * lanes);
+    panel.acc_o = w.take(p.head_dim_v * lanes);
+    panel.row_max = w.take(lanes);
+    panel.row_sum = w.take(lanes);
+    load_panel_queries<Isa, Real>(w, s, found.h, panel, rows_buffer);
+    reset_panel<Isa, Real>(panel, static_cast<int>(p.head_dim_v));
+  }
+
+  const ScoreScale<Real> scale = make_score_scale<Isa, Real>(p, true);
+  Tile t;
+  t.b = found.b;
+  t.h = found.h;
+  t.s = &s;
+  const KeyRange range = s.band.keys(q_begin, q_end);
+  for (int64_t k = range.begin; k < range.end;) {
+    const int64_t k_end = min64(next_key_tile<Isa>(p, plan.tile_n, k), range.end);
+    const KeyRange keys = {k, k_end};
+    k = k_end;
+    if (p.block_mask.present &&
+        !pattern_visible<Isa>(p, t.h, q_begin, q_end - q_begin, keys.begin, false)) {
+      continue;
+    }
+    if (!w.keep_going()) return;
+    KeyTile<Real> tile = load_key_tile<Isa, Real>(w, s, t, keys, k_scratch, v_scratch);
+    double pairs = 0;
+    for (int n = 0; n < num_panels; ++n) {
+      Tile trimmed = trim_tile(panels[n], s, keys);
+      trimmed.b = t.b;
+      trimmed.h = t.h;
+      attend_tile<Isa, Real>(w, panels[n], trimmed, scale, tile, scratch);
+      pairs += static_cast<double>(trimmed.rows) * trimmed.keys;
+    }
+    kernel_progress(progress, pairs);
+  }
+  for (int n = 0; n < num_panels; ++n) {
+    store_panel<Isa, Real>(w, t, panels[n], scale, rows_buffer);
+  }
+}
+
+}  // namespace attentile::cpu

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// Makes the kernel set of one instruction set. Included by the isa_*.cc files only, after the
+// header of their vectors.
+#pragma once
+
+#include "cpu/bias_gradient.h"
+#include "cpu/standard_backward.h"
+
+namespace attentile::cpu {
+
+// Multiply-adds on as many independent accumulators as a micro tile has, none of them in memory.
+template <class Isa, class Real>
+double peak_probe(int64_t steps) {
+  using V = Vec<Isa, Real>;
+  constexpr int kAccumulators = 2 * Isa::kTileRows;
+  V acc[kAccumulators];
+  for (int i = 0; i < kAccumulators; ++i) acc[i] = V::set1(static_cast<Real>(i));
+  const V factor = V::set1(Real{0.5});
+  const V term = V::set1(Real{1});
+  for (int64_t step = 0; step < steps; ++step) {
+    for (int i = 0; i < kAccumulators; ++i) acc[i] = V::fma(acc[i], factor, term);
+  }
+  V sum = acc[0];
+  for (int i = 1; i < kAccumulators; ++i) sum = sum + acc[i];
+  const bool kept = V::any_lt(sum, V::set1(Real{0}));  // never; keeps the loop alive
+  return kept ? 0.0 : 2.0 * kAccumulators * V::kLanes * static_cast<double>(steps);
+}
+
+template <class Isa, class Real>
+constexpr KernelSet make_kernel_set() {
+  KernelSet set;
+  set.isa = Isa::kIsa;
+  set.lanes = Vec<Isa, Real>::kLanes;
+  set.run[kFlash2Forward] = &flash2_forward_task<Isa, Real>;
+  set.run[kFlash1Forward] = &flash1_forward_task<Isa, Real>;
+  set.run[kStandardScores] = &standard_scores_task<Isa, Real>;
+  set.run[kStandardSoftmax] = &standard_softmax_task<Isa, Real>;
+  set.run[kStandardOutput] = &standard_output_task<Isa, Real>;
+  set.run[kBackwardDelta] = &backward_delta_task<Isa, Real>;
+  set.run[kFlash2Backward] = &flash2_backward_task<Isa, Real>;
+  set.run[kFlash1Backward] = &flash1_backward_task<Isa, Real>;
+  set.run[kStandardProbs] = &standard_probs_task<Isa, Real>;
+  set.run[kStandardDkDv] = &standard_dkdv_task<Isa, Real>;
+  set.run[kStandardDq] = &standard_dq_task<Isa, Real>;
+  set.run[kBiasGradient] = &bias_gradient_task<Isa, Real>;
+  set.run[kSinkGradient] = &sink_gradient_task<Isa, Real>;
+  set.peak_probe = &peak_probe<Isa, Real>;
+  return set;
+}
+
+}  // namespace attentile::cpu

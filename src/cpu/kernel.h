@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the backend hands to a kernel: the plan, the workspace cut into named arrays, and one table
+// of entry points per instruction set. Plain data, shared by files compiled with and without ISA
+// flags; helpers that kernels call back are declared here and compiled without flags.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+#include "cpu/executor.h"
+#include "problem.h"
+
+namespace attentile::cpu {
+
+// The kernels of an instruction set and accumulation type. Each is a TaskFunction over a KernelJob.
+enum KernelId : int {
+  kFlash2Forward,    // task: (batch, head, block of tile_m queries)
+  kFlash1Forward,    // task: (batch, head)
+  kStandardScores,   // task: as flash2; writes S
+  kStandardSoftmax,  // task: as flash2; S becomes P, writes lse
+  kStandardOutput,   // task: as flash2; writes out
+  kBackwardDelta,    // task: (batch, head, block of tile_m queries); delta = rowsum(dout * out) -
+                     // dlse
+  kFlash2Backward,   // task: (batch, KV head, block of tile_keys keys); dk, dv, dq in turn
+  kFlash1Backward,   // task: (batch, KV head)
+  kStandardProbs,    // task: as flash2; writes P and dS
+  kStandardDkDv,     // task: as flash2 backward
+  kStandardDq,       // task: as flash2
+  kBiasGradient,     // task: (dbias batch, dbias head, block of tile_n keys)
+  kSinkGradient,     // task: query head
+  kNumKernels
+};
+
+struct KernelSet {
+  Isa isa = Isa::kScalar;
+  int lanes = 0;
+  TaskFunction run[kNumKernels] = {};
+  double (*peak_probe)(int64_t steps) = nullptr;  // see peak.h; returns the operations done
+};
+
+// Kernel sets built into this library, best first, for float or double accumulation.
+struct KernelTable {
+  const KernelSet* const* sets = nullptr;
+  int count = 0;
+};
+KernelTable kernel_table(bool wide);
+const KernelSet* find_kernels(Isa isa, bool wide);  // null: not built in
+
+inline constexpr int kMaxPanels = 16;       // of a forward task
+inline constexpr int kMaxPanelLanes = 512;  // flash1: B_r <= head_dim, rounded up to the lanes
+
+// One array of the workspace: bytes from its base.
+struct Slice {
+  int64_t offset = 0;
+  int64_t bytes = 0;
+};
+
+struct Phase {
+  KernelId kernel = kFlash2Forward;
+  int64_t num_tasks = 0;
+};
+
+struct CpuPlan {
+  Algorithm algorithm = Algorithm::kFlash2;
+  Isa isa = Isa::kScalar;
+  bool backward = false;
+  bool wide = false;  // double accumulation
+  int lanes = 4;
+  int workers = 1;
+
+  int64_t tile_n = 64;     // keys of a tile
+  int64_t tile_m = 64;     // queries of a forward task, a multiple of the panel
+  int64_t tile_keys = 64;  // keys of a backward task, a multiple of tile_n
+  int panel_rows_max = 0;  // queries of a panel (the SIMD lanes run along them) at most
+  int panel_lanes_max = 0;
+  int panel_rows_fixed = 0;      // flash1: B_r; 0: by the sequence's length, see panel_rows()
+  int padded_dim = 0;            // head_dim and head_dim_v rounded up to the lanes
+  int64_t rows_buffer_size = 0;  // values: [panel rows][head_dim], or factors and one row
+  int padded_dim_v = 0;
+  int64_t fast_memory_bytes = 0;
+
+  int num_phases = 0;
+  Phase phases[6];
+
+  // Workspace: shared arrays, then `workers` scratch slices.
+  Slice query_blocks, key_blocks, padded_rows, score_offsets;  // int64 prefix sums [batch + 1]
+  Slice row_state;   // delta and lse (backward), or m and l (flash1): [2][padded rows]
+  Slice tile_state;  // O (flash1) or dQ (backward), transposed panels: [padded rows][dim]
+  Slice scores;      // standard: S or P, transposed panels, in q's dtype
+  Slice gradients;   // standard backward: dS, likewise
+  Slice turns;       // int32 per panel: whose turn it is to add into dq
+  int64_t shared_bytes = 0;
+  int64_t scratch_bytes = 0;  // of one worker
+  int64_t workspace_bytes = 0;
+
+  // Queries of a panel for a sequence of this length: a bit-deciding choice in the backward pass.
+  [[gnu::always_inline]] int panel_rows(int64_t seqlen_q) const {
+    if (panel_rows_fixed != 0) return panel_rows_fixed;
+    int rows = lanes;
+    while (rows < seqlen_q && rows < panel_rows_max) rows *= 2;
+    return rows;
+  }
+  [[gnu::always_inline]] int panel_lanes(int rows) const {
+    return (rows + lanes - 1) / lanes * lanes;
+  }
+};
+
+// One call: everything a task reads. workspace is cut as the plan says.
+struct KernelJob {
+  const Problem* problem = nullptr;
+  const CpuPlan* plan = nullptr;
+  char* workspace = nullptr;
+
+  template <class T>
+  [[gnu::always_inline]] T* array(const Slice& slice) const {
+    return reinterpret_cast<T*>(workspace + slice.offset);
+  }
+  [[gnu::always_inline]] char* scratch(int worker) const {
+    return workspace + plan->shared_bytes + worker * plan->scratch_bytes;
+  }
+};
+
+// At the start of each worker's scratch.
+struct alignas(64) WorkerTraffic {
+  int64_t bytes_read = 0;
+  int64_t bytes_written = 0;
+};
+
+// Called back by kernels; compiled without ISA flags (backend.cc).
+bool kernel_keep_going(Progress& progress, int worker);
+void kernel_progress(Progress& progress, double units);
+bool kernel_wait_for_turn(std::atomic<int32_t>& counter, int32_t turn, Progress& progress,
+                          int worker);
+void kernel_pass_turn(std::atomic<int32_t>& counter, int32_t turn);
+// dst[i * dst_stride] = src[i] rounded to dtype, dst_stride in elements.
+void kernel_store_row(const float* src, void* dst, DType dtype, int64_t dst_stride, int count);
+void kernel_store_row(const double* src, void* dst, DType dtype, int64_t dst_stride, int count);
+
+}  // namespace attentile::cpu

@@ -1,0 +1,379 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CPU planner; see plan.h. Sizes are computed in 128 bits and saturate, so that a plan for a
+// problem that fits no machine is still a plan, and its allocation the thing that fails.
+#include "cpu/plan.h"
+
+#include <limits>
+
+namespace attentile::cpu {
+namespace {
+
+constexpr int64_t kAlignment = 64;
+
+// Keys of a flash2 tile: the score tile and a key tile of head_dim 64 share a 32 KiB L1. Measured
+// flat from 64 to 256 keys; less loses 3-5 %.
+constexpr int64_t kTileN = 64;
+// Panels that share a key tile: 8 pay for widening 16-bit keys once per 256 queries.
+constexpr int kForwardPanels = 8;
+// Two vectors of queries fill the registers of a micro tile; the backward products over queries
+// want longer sums per store.
+constexpr int kForwardVectors = 2;
+constexpr int kBackwardVectors = 4;
+
+int64_t saturate(__int128 value) {
+  constexpr int64_t kMax = std::numeric_limits<int64_t>::max() / 4;
+  return value > kMax ? kMax : static_cast<int64_t>(value);
+}
+int64_t product(int64_t a, int64_t b) {
+  return saturate(static_cast<__int128>(a) * b);
+}
+int64_t sum(int64_t a, int64_t b) {
+  return saturate(static_cast<__int128>(a) + b);
+}
+
+// Adds up arrays as Worker::take hands them out.
+struct Sizer {
+  int64_t bytes = 0;
+  int64_t value_bytes = 4;
+  void take(int64_t count, int64_t times = 1) {
+    bytes = sum(bytes, product(round_up(product(count, value_bytes), kAlignment), times));
+  }
+};
+
+// Sums over the batch entries of what the workspace holds per entry.
+struct Totals {
+  int64_t query_blocks = 0;
+  int64_t key_blocks = 0;
+  int64_t padded_rows = 0;
+  int64_t scores = 0;  // padded_rows x seqlen_k
+};
+
+int64_t padded_rows(const CpuPlan& plan, int64_t seqlen_q) {
+  const int rows = plan.panel_rows(seqlen_q);
+  return product(ceil_div(seqlen_q, rows), plan.panel_lanes(rows));
+}
+
+Totals add_sequences(const Problem& p, const CpuPlan& plan) {
+  Totals totals;
+  // Without index arrays all entries are alike.
+  const bool uniform = p.cu_seqlens_q.data == nullptr && p.cu_seqlens_k.data == nullptr &&
+                       p.seqused_k.data == nullptr && p.leftpad_k.data == nullptr;
+  const int64_t distinct = uniform ? min64(p.batch, 1) : p.batch;
+  for (int64_t b = 0; b < distinct; ++b) {
+    const Sequence s = p.sequence(b);
+    const int64_t times = uniform ? p.batch : 1;
+    const int64_t padded = padded_rows(plan, s.seqlen_q);
+    totals.query_blocks =
+        sum(totals.query_blocks, product(ceil_div(s.seqlen_q, plan.tile_m), times));
+    totals.key_blocks =
+        sum(totals.key_blocks, product(ceil_div(s.seqlen_k_given, plan.tile_keys), times));
+    totals.padded_rows = sum(totals.padded_rows, product(padded, times));
+    totals.scores = sum(totals.scores, product(product(padded, s.seqlen_k), times));
+  }
+  return totals;
+}
+
+void choose_tiles(const Problem& p, const Machine& machine, CpuPlan& plan) {
+  const int64_t value_bytes = plan.wide ? 8 : 4;
+  plan.lanes = machine.lanes;
+  plan.padded_dim = static_cast<int>(round_up(p.head_dim, plan.lanes));
+  plan.padded_dim_v = static_cast<int>(round_up(p.head_dim_v, plan.lanes));
+  plan.fast_memory_bytes = p.fast_memory_bytes > 0 ? p.fast_memory_bytes : machine.l2_bytes;
+  if (plan.algorithm == Algorithm::kFlash1) {
+    const int64_t fast_values = max64(1, plan.fast_memory_bytes / 4);
+    const int64_t columns = ceil_div(fast_values, 4 * p.head_dim);  // B_c of the paper
+    plan.tile_n = clamp64(columns, 1, max64(1, p.max_seqlen_k));
+    plan.tile_keys = plan.tile_n;
+    plan.panel_rows_fixed = static_cast<int>(min64(columns, p.head_dim));  // B_r
+    plan.panel_rows_max = plan.panel_rows_fixed;
+    plan.tile_m = round_up(256, plan.panel_rows_fixed);
+  } else {
+    plan.tile_n = kTileN;
+    plan.panel_rows_max = plan.lanes * (plan.backward ? kBackwardVectors : kForwardVectors);
+    const int64_t width = plan.padded_dim + plan.padded_dim_v;
+    plan.tile_keys = width <= 160 ? 4 * kTileN : (width <= 320 ? 2 * kTileN : kTileN);
+    // Panels of a task: their Q and O share half of L2, and every worker should find four tasks.
+    int64_t panels = kForwardPanels;
+    while (panels > 1 &&
+           panels * plan.panel_rows_max * width * value_bytes > machine.l2_bytes / 2) {
+      panels /= 2;
+    }
+    const int64_t heads = max64(1, product(p.batch, p.num_heads_q));
+    while (panels > 1 && product(heads, ceil_div(p.max_seqlen_q, panels * plan.panel_rows_max)) <
+                             4 * plan.workers) {
+      panels /= 2;
+    }
+    plan.tile_m = panels * plan.panel_rows_max;
+  }
+  plan.panel_lanes_max = plan.panel_lanes(plan.panel_rows_max);
+  plan.rows_buffer_size = max64(plan.panel_rows_max * max64(p.head_dim, p.head_dim_v),
+                                plan.panel_lanes_max + max64(p.head_dim, p.head_dim_v));
+}
+
+int64_t forward_scratch(const Problem& p, const CpuPlan& plan) {
+  const int64_t lanes = plan.panel_lanes_max;
+  const int64_t panels =
+      plan.algorithm == Algorithm::kFlash1 ? 1 : ceil_div(plan.tile_m, plan.panel_rows_max);
+  Sizer size{kAlignment, plan.wide ? 8 : 4};
+  size.take(product(plan.tile_n, p.head_dim));
+  size.take(product(plan.tile_n, p.head_dim_v));
+  size.take(plan.rows_buffer_size);
+  size.take(product(plan.tile_n, lanes), 3);
+  size.take(2 * lanes);
+  size.take(p.head_dim * lanes, panels);
+  size.take(p.head_dim_v * lanes, panels);
+  size.take(lanes, 2 * panels);
+  if (plan.algorithm == Algorithm::kStandard) {
+    size.take(product(p.max_seqlen_k, lanes));
+    size.take(3 * lanes);
+  }
+  return size.bytes;
+}
+
+int64_t backward_scratch(const Problem& p, const CpuPlan& plan) {
+  const int64_t lanes = plan.panel_lanes_max;
+  Sizer size{kAlignment, plan.wide ? 8 : 4};
+  size.take(product(plan.tile_keys, plan.padded_dim), 2);
+  size.take(product(plan.tile_keys, plan.padded_dim_v), 2);
+  size.take(lanes * plan.padded_dim);
+  size.take(lanes * plan.padded_dim_v);
+  size.take(p.head_dim * lanes, 2);
+  size.take(p.head_dim_v * lanes);
+  size.take(lanes, 3);
+  size.take(product(plan.tile_n, lanes), 5);
+  size.take(2 * lanes);
+  size.take(product(plan.tile_n, lanes) * (plan.wide ? 1 : 2));  // sums of bias gradients
+  size.take(max64(p.head_dim, p.head_dim_v), 3);                 // rows of the delta pass
+  if (plan.algorithm == Algorithm::kStandard) {
+    size.take(plan.tile_n * max64(p.head_dim, p.head_dim_v), 2);
+    size.take(plan.rows_buffer_size);
+    size.take(3 * lanes);
+    size.take(product(p.max_seqlen_k, lanes), 3);
+  }
+  return size.bytes;
+}
+
+void add_phase(CpuPlan& plan, KernelId kernel, int64_t num_tasks) {
+  plan.phases[plan.num_phases++] = {kernel, num_tasks};
+}
+
+void list_phases(const Problem& p, const Totals& totals, CpuPlan& plan) {
+  const int64_t query_tasks = product(totals.query_blocks, p.num_heads_q);
+  const int64_t key_tasks = product(totals.key_blocks, p.num_heads_kv);
+  const bool standard = plan.algorithm == Algorithm::kStandard;
+  const bool flash1 = plan.algorithm == Algorithm::kFlash1;
+  if (!plan.backward) {
+    if (standard) {
+      add_phase(plan, kStandardScores, query_tasks);
+      add_phase(plan, kStandardSoftmax, query_tasks);
+      add_phase(plan, kStandardOutput, query_tasks);
+    } else if (flash1) {
+      add_phase(plan, kFlash1Forward, product(p.batch, p.num_heads_q));
+    } else {
+      add_phase(plan, kFlash2Forward, query_tasks);
+    }
+    return;
+  }
+  if (!standard || p.dbias.present || p.dsink.present) {
+    add_phase(plan, kBackwardDelta, query_tasks);
+  }
+  if (standard) {
+    add_phase(plan, kStandardProbs, query_tasks);
+    add_phase(plan, kStandardDkDv, key_tasks);
+    add_phase(plan, kStandardDq, query_tasks);
+  } else if (flash1) {
+    add_phase(plan, kFlash1Backward, product(p.batch, p.num_heads_kv));
+  } else {
+    add_phase(plan, kFlash2Backward, key_tasks);
+  }
+  if (p.dbias.present) {
+    const int64_t key_tiles = p.dbias_shape[3] == 1 ? 1 : ceil_div(p.dbias_shape[3], plan.tile_n);
+    add_phase(plan, kBiasGradient, product(product(p.dbias_shape[0], p.dbias_shape[1]), key_tiles));
+  }
+  if (p.dsink.present) add_phase(plan, kSinkGradient, p.num_heads_q);
+}
+
+void lay_out_workspace(const Problem& p, const Totals& totals, CpuPlan& plan) {
+  const int64_t value_bytes = plan.wide ? 8 : 4;
+  const bool standard = plan.algorithm == Algorithm::kStandard;
+  const bool flash1_forward = plan.algorithm == Algorithm::kFlash1 && !plan.backward;
+  const int64_t rows = product(totals.padded_rows, p.num_heads_q);
+  int64_t offset = 0;
+  const auto place = [&](Slice& slice, int64_t bytes) {
+    slice = {offset, bytes};
+    offset = sum(offset, saturate(round_up(bytes, kAlignment)));
+  };
+  const int64_t prefix_bytes = (p.batch + 1) * static_cast<int64_t>(sizeof(int64_t));
+  place(plan.query_blocks, prefix_bytes);
+  place(plan.key_blocks, prefix_bytes);
+  place(plan.padded_rows, prefix_bytes);
+  place(plan.score_offsets, prefix_bytes);
+  if (plan.backward || flash1_forward) place(plan.row_state, product(rows, 2 * value_bytes));
+  if (flash1_forward) place(plan.tile_state, product(rows, p.head_dim_v * value_bytes));
+  if (plan.backward && !standard) {
+    place(plan.tile_state, product(rows, p.head_dim * value_bytes));
+    place(plan.turns, product(rows / plan.lanes, sizeof(int32_t)));
+  }
+  const int64_t score_bytes = product(product(totals.scores, p.num_heads_q), size_of(p.dtype));
+  if (standard) place(plan.scores, score_bytes);
+  if (standard && plan.backward) place(plan.gradients, score_bytes);
+  plan.shared_bytes = offset;
+  plan.scratch_bytes = plan.backward ? backward_scratch(p, plan) : forward_scratch(p, plan);
+  // One alignment more, since the caller's workspace may begin anywhere.
+  plan.workspace_bytes = sum(sum(offset, product(plan.scratch_bytes, plan.workers)), kAlignment);
+}
+
+// First i in [0, count) with value(i) > bound for a function that never falls; count if there is
+// none.
+template <class F>
+int64_t first_above(int64_t count, int64_t bound, F value) {
+  int64_t low = 0;
+  int64_t high = count;
+  while (low < high) {
+    const int64_t middle = low + (high - low) / 2;
+    value(middle) > bound ? high = middle : low = middle + 1;
+  }
+  return low;
+}
+
+// sum over i in [0, rows) of clamp(i + shift, 0, limit)
+double sum_of_clamped(int64_t rows, __int128 shift, int64_t limit) {
+  const auto clamp = [](__int128 x, __int128 low, __int128 high) {
+    return x < low ? low : (x > high ? high : x);
+  };
+  const __int128 begin = clamp(-shift, 0, rows);           // first i with i + shift >= 0
+  const __int128 end = clamp(limit - shift, begin, rows);  // first i with i + shift >= limit
+  const double ramp = static_cast<double>(end - begin) *
+                      (static_cast<double>(begin + shift) + static_cast<double>(end - 1 + shift)) /
+                      2;
+  return (end > begin ? ramp : 0.0) + static_cast<double>(rows - end) * static_cast<double>(limit);
+}
+
+// Rows of q that meet keys [k.begin, k.end), in whole panels.
+int64_t rows_meeting(const CpuPlan& plan, const Sequence& s, KeyRange k) {
+  const int rows = plan.panel_rows(s.seqlen_q);
+  const int64_t panels = ceil_div(s.seqlen_q, rows);
+  const auto first_key = [&](int64_t n) { return s.band.lo(n * rows); };
+  const auto end_key = [&](int64_t n) { return s.band.hi(min64((n + 1) * rows, s.seqlen_q) - 1); };
+  const int64_t begin = first_above(panels, k.begin, end_key);    // sees beyond k.begin
+  const int64_t end = first_above(panels, k.end - 1, first_key);  // begins after the last key
+  return max64(0, min64(end * rows, s.seqlen_q) - begin * rows);
+}
+
+struct RowBytes {
+  int64_t q, kv, out, lse, state;  // of one row
+};
+
+Traffic flash1_traffic(const Problem& p, const CpuPlan& plan, const Sequence& s,
+                       const RowBytes& bytes) {
+  Traffic traffic;
+  int64_t visits = 0;  // (key tile, query row) pairs
+  const KeyRange range = s.band.keys(0, s.seqlen_q);
+  for (int64_t k = range.begin; k < range.end;) {
+    const int64_t end = min64((k / plan.tile_n + 1) * plan.tile_n, range.end);
+    visits += rows_meeting(plan, s, {k, end});
+    k = end;
+  }
+  traffic.bytes_read = max64(0, range.end - range.begin) * bytes.kv +
+                       visits * (bytes.q + bytes.state) + s.seqlen_q * bytes.state;
+  traffic.bytes_written =
+      (visits + s.seqlen_q) * bytes.state + s.seqlen_q * (bytes.out + bytes.lse);
+  if (p.bias.present) {
+    traffic.bytes_read += s.seqlen_q * s.seqlen_k * size_of(p.bias.dtype);
+  }
+  return traffic;
+}
+
+Traffic flash2_traffic(const Problem& p, const CpuPlan& plan, const Sequence& s,
+                       const RowBytes& bytes) {
+  Traffic traffic;
+  int64_t keys = 0;
+  for (int64_t q = 0; q < s.seqlen_q; q += plan.tile_m) {
+    const KeyRange range = s.band.keys(q, min64(q + plan.tile_m, s.seqlen_q));
+    keys += max64(0, range.end - range.begin);
+  }
+  traffic.bytes_read = s.seqlen_q * bytes.q + keys * bytes.kv;
+  traffic.bytes_written = s.seqlen_q * (bytes.out + bytes.lse);
+  if (p.bias.present) {
+    traffic.bytes_read += s.seqlen_q * s.seqlen_k * size_of(p.bias.dtype);
+  }
+  return traffic;
+}
+
+Traffic standard_traffic(const Problem& p, const CpuPlan& plan, const Sequence& s,
+                         const RowBytes& bytes) {
+  const int64_t blocks = ceil_div(s.seqlen_q, plan.tile_m);
+  const int64_t matrix = s.seqlen_q * s.seqlen_k * size_of(p.dtype);
+  Traffic traffic;
+  traffic.bytes_read = s.seqlen_q * bytes.q + blocks * s.seqlen_k * bytes.kv + 2 * matrix;
+  traffic.bytes_written = 2 * matrix + s.seqlen_q * (bytes.out + bytes.lse);
+  if (p.bias.present) {
+    traffic.bytes_read += s.seqlen_q * s.seqlen_k * size_of(p.bias.dtype);
+  }
+  return traffic;
+}
+
+}  // namespace
+
+CpuPlan make_plan(const Problem& problem, const Machine& machine, int workers) {
+  CpuPlan plan;
+  plan.algorithm = problem.algorithm;
+  plan.isa = machine.isa;
+  plan.backward = problem.backward;
+  plan.wide = is_wide(problem);
+  plan.workers = workers;
+  choose_tiles(problem, machine, plan);
+  const Totals totals = add_sequences(problem, plan);
+  list_phases(problem, totals, plan);
+  int64_t most_tasks = 1;
+  for (int n = 0; n < plan.num_phases; ++n) {
+    most_tasks = max64(most_tasks, plan.phases[n].num_tasks);
+  }
+  plan.workers = static_cast<int>(min64(plan.workers, most_tasks));
+  lay_out_workspace(problem, totals, plan);
+  return plan;
+}
+
+Traffic predict_forward_traffic(const Problem& problem, const CpuPlan& plan) {
+  const int64_t itemsize = size_of(problem.dtype);
+  const int64_t value_bytes = plan.wide ? 8 : 4;
+  RowBytes bytes;
+  bytes.q = problem.head_dim * itemsize;
+  bytes.kv = (problem.head_dim + problem.head_dim_v) * itemsize;
+  bytes.out = problem.head_dim_v * itemsize;
+  bytes.lse = problem.lse.present ? value_bytes : 0;
+  bytes.state = (problem.head_dim_v + 2) * value_bytes;
+  Traffic total;
+  for (int64_t b = 0; b < problem.batch; ++b) {
+    const Sequence s = problem.sequence(b);
+    const Traffic head =
+        plan.algorithm == Algorithm::kFlash1
+            ? flash1_traffic(problem, plan, s, bytes)
+            : (plan.algorithm == Algorithm::kStandard ? standard_traffic(problem, plan, s, bytes)
+                                                      : flash2_traffic(problem, plan, s, bytes));
+    total.bytes_read += head.bytes_read * problem.num_heads_q;
+    total.bytes_written += head.bytes_written * problem.num_heads_q;
+  }
+  return total;
+}
+
+int64_t count_visible_pairs(const Problem& problem) {
+  double pairs = 0;
+  for (int64_t b = 0; b < problem.batch; ++b) {
+    const Sequence s = problem.sequence(b);
+    const __int128 offset = s.band.offset;
+    const double ends =
+        problem.window_right == kUnbounded
+            ? static_cast<double>(s.seqlen_q) * static_cast<double>(s.seqlen_k)
+            : sum_of_clamped(s.seqlen_q, offset + problem.window_right + 1, s.seqlen_k);
+    const double begins =
+        problem.window_left == kUnbounded
+            ? 0.0
+            : sum_of_clamped(s.seqlen_q, offset - problem.window_left, s.seqlen_k);
+    pairs += ends - begins;
+  }
+  pairs *= static_cast<double>(problem.num_heads_q);
+  return pairs < 0x1p62 ? static_cast<int64_t>(pairs) : int64_t{1} << 62;
+}
+
+}  // namespace attentile::cpu

@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+// One tile of scores, S^T [keys][lanes]: queries of a panel along the SIMD lanes, one row per key.
+// Scale, softcap, bias, ALiBi and every mask are applied here, by all algorithms alike, and dropout
+// is drawn here. Row k of a tile is key k0 + k; lane i is query q0 + i; lanes beyond `rows` carry
+// zeros and are never stored.
+#pragma once
+
+#include <limits>
+
+#include "cpu/tile_io.h"
+
+namespace attentile::cpu {
+
+struct Tile {
+  int64_t b = 0;  // batch entry
+  int64_t h = 0;  // query head
+  const Sequence* s = nullptr;
+  int64_t q0 = 0;
+  int rows = 0;
+  int lanes = 0;
+  int64_t k0 = 0;
+  int keys = 0;
+};
+
+// Constants of the score arithmetic. When nothing but a positive scale stands between the dot
+// product and the softmax, the scale is left to the exponent: weight = 2^((s - max) * exponent),
+// and the maximum is subtracted before anything is multiplied.
+template <class Real>
+struct ScoreScale {
+  bool folded = false;  // tile values are raw dot products
+  Real logit = 1;       // dot product -> logit (or -> argument of tanh with softcap)
+  Real softcap = 0;
+  Real exponent = 1;  // tile value difference -> log2 of the weight
+};
+
+inline constexpr double kLog2E = 1.4426950408889634;
+
+template <class Isa, class Real>
+inline Real to_finite(double value) {
+  constexpr double kLargest = sizeof(Real) == 4 ? 3.4028234663852886e38 : 1.7976931348623157e308;
+  return static_cast<Real>(value > kLargest ? kLargest : (value < -kLargest ? -kLargest : value));
+}
+
+template <class Isa, class Real>
+inline ScoreScale<Real> make_score_scale(const Problem& p, bool may_fold) {
+  ScoreScale<Real> scale;
+  const bool plain = p.softcap == 0.0 && !p.bias.present && !p.alibi_slopes.present;
+  const double exponent = p.softmax_scale * kLog2E;
+  scale.folded = may_fold && plain && exponent > 1e-30 && exponent < 1e30;
+  scale.softcap = to_finite<Isa, Real>(p.softcap);
+  scale.logit = to_finite<Isa, Real>(p.softcap > 0 ? p.softmax_scale / p.softcap : p.softmax_scale);
+  scale.exponent = static_cast<Real>(scale.folded ? exponent : kLog2E);
+  return scale;
+}
+
+// Block pattern: whether some (all = false) or every (all = true) pattern tile that meets the
+// queries [q0, q0 + rows) and the keys from k0 on is visible. Key tiles never straddle a pattern
+// column.
+template <class Isa>
+inline bool pattern_visible(const Problem& p, int64_t h, int64_t q0, int64_t rows, int64_t k0,
+                            bool all) {
+  const int64_t column = k0 / p.block_size_k;
+  for (int64_t r = q0 / p.block_size_q; r * p.block_size_q < q0 + rows; ++r) {
+    const bool visible = *p.block_mask.at(h, r, column, 0) != 0;
+    if (visible != all) return visible;
+  }
+  return all;
+}
+
+// First key after k at which a new key tile begins.
+template <class Isa>
+inline int64_t next_key_tile(const Problem& p, int64_t tile_n, int64_t k) {
+  if (!p.block_mask.present) return (k / tile_n + 1) * tile_n;
+  const int64_t column = k / p.block_size_k * p.block_size_k;
+  return min64(column + ((k - column) / tile_n + 1) * tile_n, column + p.block_size_k);
+}
+
+template <class Isa>
+inline TileClass classify(const Problem& p, const Tile& t) {
+  TileClass band = t.s->band.classify(t.q0, t.q0 + t.rows, t.k0, t.k0 + t.keys);
+  if (band == TileClass::kHidden) return band;
+  if (p.block_mask.present) {
+    if (!pattern_visible<Isa>(p, t.h, t.q0, t.rows, t.k0, false)) return TileClass::kHidden;
+    if (!pattern_visible<Isa>(p, t.h, t.q0, t.rows, t.k0, true)) band = TileClass::kPartial;
+  }
+  return p.mask.present ? TileClass::kPartial : band;
+}
+
+// hide[k][i] = 0 where query i sees key k, else -inf.
+template <class Isa, class Real>
+inline void fill_hide(Worker<Isa, Real>& w, const Tile& t, Real* hide, Real* lane_buffer) {
+  const Problem& p = w.problem;
+  using V = Vec<Isa, Real>;
+  constexpr Real kHidden = -std::numeric_limits<Real>::infinity();
+  Real* lo = lane_buffer;
+  Real* hi = lane_buffer + t.lanes;
+  for (int i = 0; i < t.lanes; ++i) {
+    const int64_t query = t.q0 + (i < t.rows ? i : t.rows - 1);
+    lo[i] = static_cast<Real>(clamp64(t.s->band.lo(query) - t.k0, 0, t.keys));
+    hi[i] = static_cast<Real>(clamp64(t.s->band.hi(query) - t.k0, 0, t.keys));
+  }
+  for (int k = 0; k < t.keys; ++k) {
+    const V key = V::set1(static_cast<Real>(k));
+    for (int i = 0; i < t.lanes; i += V::kLanes) {
+      const V below = V::select_lt(key, V::load(lo + i), V::set1(kHidden), V::set1(Real{0}));
+      V::select_lt(key, V::load(hi + i), below, V::set1(kHidden)).store(hide + k * t.lanes + i);
+    }
+  }
+  if (p.block_mask.present) {
+    for (int i = 0; i < t.rows; ++i) {
+      if (pattern_visible<Isa>(p, t.h, t.q0 + i, 1, t.k0, false)) continue;
+      for (int k = 0; k < t.keys; ++k) hide[k * t.lanes + i] = kHidden;
+    }
+  }
+  if (p.mask.present) {
+    for (int i = 0; i < t.rows; ++i) {
+      const char* row = p.mask.at(t.b, t.h, t.q0 + i, t.k0);
+      for (int k = 0; k < t.keys; ++k) {
+        if (row[k * p.mask.stride[3]] == 0) hide[k * t.lanes + i] = kHidden;
+      }
+    }
+    w.count_read(static_cast<int64_t>(t.rows) * t.keys);
+  }
+}
+
+// extra[k][i] = bias - slope * |i + offset - j|, what is added to the logits.
+template <class Isa, class Real>
+inline void fill_bias(Worker<Isa, Real>& w, const Tile& t, Real* extra) {
+  using V = Vec<Isa, Real>;
+  const Problem& p = w.problem;
+  fill_lanes<Isa, Real>(extra, static_cast<int64_t>(t.keys) * t.lanes, Real{0});
+  if (p.bias.present) {
+    const int64_t step = p.bias.stride[3] * size_of(p.bias.dtype);
+    for (int i = 0; i < t.rows; ++i) {
+      const char* row = p.bias.at(t.b, t.h, t.q0 + i, t.k0);
+      for (int k = 0; k < t.keys; ++k) {
+        extra[k * t.lanes + i] = load_scalar<Isa, Real>(row + k * step, p.bias.dtype);
+      }
+    }
+    w.count_read(static_cast<int64_t>(t.rows) * t.keys * size_of(p.bias.dtype));
+  }
+  if (p.alibi_slopes.present) {
+    const Real slope = load_scalar<Isa, Real>(p.alibi_slopes.at(t.b, t.h, 0, 0), DType::kFloat32);
+    Real step[V::kLanes];
+    for (int i = 0; i < V::kLanes; ++i) step[i] = static_cast<Real>(i);
+    const V lane = V::load(step);
+    for (int k = 0; k < t.keys; ++k) {
+      const int64_t distance = t.q0 + t.s->band.offset - (t.k0 + k);  // of lane 0
+      for (int i = 0; i < t.lanes; i += V::kLanes) {
+        const V apart = V::abs(V::set1(static_cast<Real>(distance + i)) + lane);
+        Real* cell = extra + k * t.lanes + i;
+        V::fma(V::set1(-slope), apart, V::load(cell)).store(cell);
+      }
+    }
+  }
+}
+
+// Dot products to tile values, in place: scale, softcap, bias, hidden cells to -inf. extra and hide
+// may be null. cap, if not null, receives tanh(S / softcap) for the backward pass.
+template <class Isa, class Real>
+inline void apply_score_mods(const ScoreScale<Real>& scale, const Tile& t, const Real* extra,
+                             const Real* hide, Real* s, Real* cap) {
+  using V = Vec<Isa, Real>;
+  const int count = t.keys * t.lanes;
+  const V logit = V::set1(scale.logit);
+  const V zero = V::set1(Real{0});
+  const V hidden = V::set1(-std::numeric_limits<Real>::infinity());
+  for (int i = 0; i < count; i += V::kLanes) {
+    V x = V::load(s + i);
+    if (!scale.folded) x = x * logit;
+    if (scale.softcap > 0) {
+      x = tanh<Isa>(x);
+      if (cap != nullptr) x.store(cap + i);
+      x = x * V::set1(scale.softcap);
+    }
+    if (extra != nullptr) x = x + V::load(extra + i);
+    if (hide != nullptr) x = V::select_lt(V::load(hide + i), zero, hidden, x);
+    x.store(s + i);
+  }
+}
+
+// keep[k][i] = 1 where dropout keeps the weight of (query i, key k), else 0. One Philox call draws
+// the eight keys 32 g + 8 r + 2 c + t (r < 4, t < 2) of a query, for group g and column c.
+template <class Isa, class Real>
+inline void fill_keep(const Problem& p, const Tile& t, Real* keep) {
+  constexpr int kLanes = Vec<Isa, Real>::kLanes;
+  const Dropout& dropout = p.dropout;
+  const uint32_t stream = dropout.stream(t.b, t.h);
+  const uint64_t first = static_cast<uint64_t>(t.k0) + static_cast<uint64_t>(dropout.key_base);
+  const uint64_t last = first + static_cast<uint64_t>(t.keys) - 1;
+  uint32_t word[4][kLanes];
+  for (uint64_t group = first / 32; group <= last / 32; ++group) {
+    for (uint32_t c = 0; c < 4; ++c) {
+      for (int i0 = 0; i0 < t.lanes; i0 += kLanes) {
+        for (int i = 0; i < kLanes; ++i) {
+          const uint32_t column = static_cast<uint32_t>(4 * group + c);
+          const Philox4 random =
+              philox4x32_10({{column, dropout.row(t.q0 + i0 + i), stream, dropout.offset_low}},
+                            dropout.key0, dropout.key1);
+          for (int n = 0; n < 4; ++n) word[n][i] = random.word[n];
+        }
+        for (uint64_t lane = 0; lane < 8; ++lane) {
+          const uint64_t key = 32 * group + 8 * (lane / 2) + 2 * c + lane % 2;
+          if (key < first || key > last) continue;
+          Real* row = keep + static_cast<int64_t>(key - first) * t.lanes + i0;
+          for (int i = 0; i < kLanes; ++i) {
+            const uint32_t value = (word[lane / 2][i] >> (16 * (lane % 2))) & 0xFFFFu;
+            row[i] = value >= dropout.threshold ? Real{1} : Real{0};
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace attentile::cpu

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+// The vector vocabulary of the kernels. Vec<Isa, Real> is one register of `kLanes` values; an
+// instruction set is added by specialising it (scalar.h, avx2.h, avx512.h, neon.h). Every name here
+// carries the Isa tag, so that code compiled for one instruction set never serves another.
+//
+// A specialisation offers, all lane-wise:
+//   load(p) store(p) set1(x)       unaligned memory, broadcast
+//   a + b, a - b, a * b, a / b, fma(a, b, c) = a * b + c
+//   max(a, b) = a > b ? a : b      so b where either is NaN;  min(a, b) = a < b ? a : b
+//   select_lt(a, b, x, y)          a < b ? x : y, so y where either is NaN
+//   any_lt(a, b)                   whether a < b in some lane
+//   abs(a)  round(a)               round: nearest integer, ties to even, float only
+//   scale2(a, n)                   a * 2^n for integral n in [-200, 128], float only; gradual
+//   underflow load_f16(p) load_bf16(p)       float only: kLanes 16-bit values, widened
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+namespace attentile::cpu {
+
+template <class Isa, class Real>
+struct Vec;
+
+// 2^(n + f) for integral n and |f| <= 1/2: a degree-6 polynomial in f (relative error 9e-9 with
+// these rounded coefficients, so the result is right to about one unit in the last place), scaled
+// by 2^n.
+template <class Isa>
+inline Vec<Isa, float> exp2_parts(Vec<Isa, float> n, Vec<Isa, float> f) {
+  using V = Vec<Isa, float>;
+  V p = V::fma(V::set1(1.54531629e-4f), f, V::set1(1.33908634e-3f));
+  p = V::fma(p, f, V::set1(9.61808256e-3f));
+  p = V::fma(p, f, V::set1(5.55035711e-2f));
+  p = V::fma(p, f, V::set1(2.40226508e-1f));
+  p = V::fma(p, f, V::set1(6.93147188e-1f));
+  p = V::fma(p, f, V::set1(1.0f));
+  return V::scale2(p, n);
+}
+
+// 2^x for x <= 128: 0 below the smallest subnormal, NaN for NaN, exact for integral x.
+template <class Isa>
+inline Vec<Isa, float> exp2(Vec<Isa, float> x) {
+  using V = Vec<Isa, float>;
+  x = V::max(V::set1(-200.0f), x);
+  const V n = V::round(x);
+  return exp2_parts<Isa>(n, x - n);
+}
+
+// The same, with x taken as integral where it is within `snap` of an integer. For exponents that
+// carry a rounding error of that size (the backward pass reads lse rounded to float), so that
+// weights which are powers of two come out exact.
+template <class Isa>
+inline Vec<Isa, float> exp2_snapped(Vec<Isa, float> x, Vec<Isa, float> snap) {
+  using V = Vec<Isa, float>;
+  x = V::max(V::set1(-200.0f), x);
+  const V n = V::round(x);
+  const V f = x - n;
+  const V zero = f * V::set1(0.0f);  // a product, so that NaN stays NaN
+  return exp2_parts<Isa>(n, V::select_lt(snap, V::abs(f), f, zero));
+}
+
+template <class Isa>
+inline Vec<Isa, double> exp2_snapped(Vec<Isa, double> x, Vec<Isa, double> snap) {
+  using V = Vec<Isa, double>;
+  double value[V::kLanes];
+  double tolerance[V::kLanes];
+  x.store(value);
+  snap.store(tolerance);
+  for (int lane = 0; lane < V::kLanes; ++lane) {
+    const double nearest = std::nearbyint(value[lane]);
+    const bool snapped = std::fabs(value[lane] - nearest) <= tolerance[lane];
+    value[lane] = std::exp2(snapped ? nearest : value[lane]);
+  }
+  return V::load(value);
+}
+
+template <class Isa>
+inline Vec<Isa, double> exp2(Vec<Isa, double> x) {
+  return exp2_snapped<Isa>(x, Vec<Isa, double>::set1(0.0));
+}
+
+// Hyperbolic tangent to about two units in the last place: an odd polynomial for |x| < 0.625, else
+// 1 - 2 / (e^2x + 1).
+template <class Isa>
+inline Vec<Isa, float> tanh(Vec<Isa, float> x) {
+  using V = Vec<Isa, float>;
+  const V z = x * x;
+  V p = V::fma(V::set1(-5.70498872745e-3f), z, V::set1(2.06390887954e-2f));
+  p = V::fma(p, z, V::set1(-5.37397155531e-2f));
+  p = V::fma(p, z, V::set1(1.33314422036e-1f));
+  p = V::fma(p, z, V::set1(-3.33332819422e-1f));
+  const V small = V::fma(p * z, x, x);
+  const V magnitude = V::min(V::set1(10.0f), V::abs(x));
+  const V e = exp2<Isa>(magnitude * V::set1(2.8853900817779268f));
+  const V large = V::set1(1.0f) - V::set1(2.0f) / (e + V::set1(1.0f));
+  const V signed_large = V::select_lt(x, V::set1(0.0f), V::set1(0.0f) - large, large);
+  return V::select_lt(magnitude, V::set1(0.625f), small, signed_large);
+}
+
+template <class Isa>
+inline Vec<Isa, double> tanh(Vec<Isa, double> x) {
+  using V = Vec<Isa, double>;
+  double value[V::kLanes];
+  x.store(value);
+  for (int lane = 0; lane < V::kLanes; ++lane) value[lane] = std::tanh(value[lane]);
+  return V::load(value);
+}
+
+}  // namespace attentile::cpu

@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0
+// Standard attention, the baseline everyone compares with: S, P (and in the backward pass P and dS)
+// are whole matrices in slow memory, in q's dtype, one pass over them per step, hidden tiles and
+// all. It runs on the same tile product, loads, stores and threads as flash1 and flash2, so that a
+// ratio measures what materialising the scores costs and nothing else.
+//
+//     forward   S = mods(Q K^T);  P = softmax(S) in place;  O = (keep P) V
+//     backward  P and dS = P * (keep * dO V^T - delta);  dV = (keep P)^T dO, dK = dS^T Q;  dQ = dS
+//     K
+//
+// A matrix is stored panel by panel, [panel][key][lanes], as the tiles are.
+#pragma once
+
+#include "cpu/backward.h"
+
+namespace attentile::cpu {
+
+template <class Isa, class Real>
+inline char* score_cell(const Worker<Isa, Real>& w, const Slice& slice, const Tile& t) {
+  const int64_t* offsets = w.job.template array<int64_t>(w.plan.score_offsets);
+  const int64_t* rows = w.job.template array<int64_t>(w.plan.padded_rows);
+  const int64_t panel = padded_row<Isa>(w.plan, *t.s, t.q0);
+  const int64_t element = offsets[t.b] * w.problem.num_heads_q +
+                          (t.h * (rows[t.b + 1] - rows[t.b]) + panel) * t.s->seqlen_k +
+                          t.k0 * t.lanes;
+  return w.job.template array<char>(slice) + element * size_of(w.problem.dtype);
+}
+
+template <class Isa, class Real>
+inline void store_scores(Worker<Isa, Real>& w, const Slice& slice, const Tile& t, const Real* src) {
+  store_row<Isa, Real>(src, score_cell<Isa, Real>(w, slice, t), w.problem.dtype, 1,
+                       t.keys * t.lanes);
+  w.count_written(static_cast<int64_t>(t.keys) * t.rows * size_of(w.problem.dtype));
+}
+
+template <class Isa, class Real>
+inline void load_scores(Worker<Isa, Real>& w, const Slice& slice, const Tile& t, Real* dst) {
+  load_row<Isa, Real>(score_cell<Isa, Real>(w, slice, t), w.problem.dtype, 1, t.keys * t.lanes,
+                      dst);
+  w.count_read(static_cast<int64_t>(t.keys) * t.rows * size_of(w.problem.dtype));
+}
+
+// A task of the standard algorithm: queries [q_begin, q_end) of one head, panel by panel.
+template <class Isa, class Real>
+struct StandardBlock {
+  Sequence s;
+  Tile t;
+  int panel_rows = 0;
+  int64_t q_begin = 0;
+  int64_t q_end = 0;
+
+  StandardBlock(Worker<Isa, Real>& w, int64_t task) {
+    const BlockTask found = find_block<Isa>(w.job.template array<int64_t>(w.plan.query_blocks),
+                                            w.problem.batch, w.problem.num_heads_q, task);
+    s = w.problem.sequence(found.b);
+    panel_rows = w.plan.panel_rows(s.seqlen_q);
+    t.b = found.b;
+    t.h = found.h;
+    t.lanes = w.plan.panel_lanes(panel_rows);
+    q_begin = found.block * w.plan.tile_m;
+    q_end = min64(q_begin + w.plan.tile_m, s.seqlen_q);
+  }
+  void select_panel(int64_t q0) {
+    t.s = &s;
+    t.q0 = q0;
+    t.rows = static_cast<int>(min64(panel_rows, q_end - q0));
+  }
+  // The key tile that begins at k0; returns where the next one does.
+  int64_t select_keys(const Worker<Isa, Real>& w, int64_t k0) {
+    const int64_t end = min64(next_key_tile<Isa>(w.problem, w.plan.tile_n, k0), s.seqlen_k);
+    t.k0 = k0;
+    t.keys = static_cast<int>(end - k0);
+    return end;
+  }
+  void select_all_keys() {
+    t.k0 = 0;
+    t.keys = static_cast<int>(s.seqlen_k);
+  }
+};
+
+// The logits of one tile into dst, rounded to q's dtype by way of the matrix or by hand.
+template <class Isa, class Real>
+inline void standard_logits(Worker<Isa, Real>& w, const Tile& t, const Real* k, int64_t k_ld,
+                            const Real* q_t, const TileScratch<Real>& scratch, Real* cap) {
+  const Problem& p = w.problem;
+  const bool biased = p.bias.present || p.alibi_slopes.present;
+  const bool masked = classify<Isa>(p, t) != TileClass::kFull;
+  gemm<Isa, Real>({.a = k,
+                   .a_row = k_ld,
+                   .a_step = 1,
+                   .b = q_t,
+                   .b_step = t.lanes,
+                   .c = scratch.s,
+                   .c_row = t.lanes,
+                   .rows = t.keys,
+                   .cols = t.lanes,
+                   .depth = static_cast<int>(p.head_dim)});
+  if (masked) fill_hide<Isa, Real>(w, t, scratch.hide, scratch.lane);
+  if (biased) fill_bias<Isa, Real>(w, t, scratch.extra);
+  apply_score_mods<Isa, Real>(make_score_scale<Isa, Real>(p, false), t,
+                              biased ? scratch.extra : nullptr, masked ? scratch.hide : nullptr,
+                              scratch.s, cap);
+}
+
+template <class Isa, class Real>
+inline TileScratch<Real> take_tile_scratch(Worker<Isa, Real>& w, int lanes) {
+  TileScratch<Real> scratch;
+  scratch.s = w.take(w.plan.tile_n * lanes);
+  scratch.hide = w.take(w.plan.tile_n * lanes);
+  scratch.extra = w.take(w.plan.tile_n * lanes);
+  scratch.lane = w.take(2 * lanes);
+  return scratch;
+}
+
+template <class Isa, class Real>
+void standard_scores_task(void* job, int64_t task, int worker, Progress& progress) {
+  Worker<Isa, Real> w(job, worker, progress);
+  const Problem& p = w.problem;
+  StandardBlock<Isa, Real> block(w, task);
+  const int head_dim = static_cast<int>(p.head_dim);
+  Real* k_scratch = w.take(w.plan.tile_n * head_dim);
+  Real* rows_buffer = w.take(w.plan.rows_buffer_size);
+  const TileScratch<Real> scratch = take_tile_scratch<Isa, Real>(w, block.t.lanes);
+  const int num_panels = static_cast<int>(ceil_div(block.q_end - block.q_begin, block.panel_rows));
+  Panel<Real> panels[kMaxPanels];
+  for (int n = 0; n < num_panels; ++n) {
+    block.select_panel(block.q_begin + n * block.panel_rows);
+    panels[n] = {.q0 = block.t.q0,
+                 .rows = block.t.rows,
+                 .lanes = block.t.lanes,
+                 .q_t = w.take(static_cast<int64_t>(head_dim) * block.t.lanes)};
+    load_panel_queries<Isa, Real>(w, block.s, block.t.h, panels[n], rows_buffer);
+  }
+  for (int64_t k0 = 0, k_end = 0; k0 < block.s.seqlen_k; k0 = k_end) {
+    if (!w.keep_going()) return;
+    k_end = block.select_keys(w, k0);
+    load_keys<Isa, Real>(w, p.k, block.s, block.t.b, block.t.h / p.group_size,
+                         {k0, k0 + block.t.keys}, head_dim, head_dim, k_scratch);
+    for (int n = 0; n < num_panels; ++n) {
+      block.select_panel(panels[n].q0);
+      standard_logits<Isa, Real>(w, block.t, k_scratch, head_dim, panels[n].q_t, scratch, nullptr);
+      store_scores<Isa, Real>(w, w.plan.scores, block.t, scratch.s);
+    }
+    kernel_progress(progress, static_cast<double>(block.q_end - block.q_begin) * block.t.keys);
+  }
+}
+
+// Softmax of a strip in place: e^(s - max) and its sum, then divided. lse may be null.
+template <class Isa, class Real>
+inline void softmax_strip(Worker<Isa, Real>& w, const Tile& t, Real* s, Real* lanes_buffer,
+                          double* lse) {
+  using V = Vec<Isa, Real>;
+  Panel<Real> panel;
+  panel.rows = t.rows;
+  panel.lanes = t.lanes;
+  panel.row_max = lanes_buffer;
+  panel.row_sum = lanes_buffer + t.lanes;
+  Real* factor = lanes_buffer + 2 * t.lanes;
+  reset_panel<Isa, Real>(panel, 0);
+  const ScoreScale<Real> scale = make_score_scale<Isa, Real>(w.problem, false);
+  // Tile by tile, so that long sums are summed in blocks as everywhere; the maximum comes first and
+  // is therefore never raised.
+  for (int i = 0; i < t.lanes; i += V::kLanes) {
+    V row_max = V::load(panel.row_max + i);
+    for (int k = 0; k < t.keys; ++k)
+      row_max = V::max(V::load(s + k * int64_t{t.lanes} + i), row_max);
+    row_max.store(panel.row_max + i);
+  }
+  for (int k0 = 0; k0 < t.keys; k0 += 64) {
+    const int keys = t.keys - k0 < 64 ? t.keys - k0 : 64;
+    online_softmax<Isa, Real>(panel, keys, 0, scale.exponent, s + k0 * int64_t{t.lanes});
+  }
+  close_rows<Isa, Real>(w.problem, t.h, panel, scale, factor, lse);
+  for (int i = t.rows; i < t.lanes; ++i) factor[i] = 0;
+  for (int k = 0; k < t.keys; ++k) {
+    for (int i = 0; i < t.lanes; i += V::kLanes) {
+      Real* cell = s + k * int64_t{t.lanes} + i;
+      (V::load(cell) * V::load(factor + i)).store(cell);
+    }
+  }
+}
+
+template <class Isa, class Real>
+void standard_softmax_task(void* job, int64_t task, int worker, Progress& progress) {
+  Worker<Isa, Real> w(job, worker, progress);
+  StandardBlock<Isa, Real> block(w, task);
+  Real* strip = w.take(w.problem.max_seqlen_k * block.t.lanes);
+  Real* lanes_buffer = w.take(3 * block.t.lanes);
+  double lse[kMaxPanelLanes];
+  for (int64_t q0 = block.q_begin; q0 < block.q_end; q0 += block.panel_rows) {
+    if (!w.keep_going()) return;
+    block.select_panel(q0);
+    block.select_all_keys();
+    load_scores<Isa, Real>(w, w.plan.scores, block.t, strip);
+    softmax_strip<Isa, Real>(w, block.t, strip, lanes_buffer, lse);
+    store_scores<Isa, Real>(w, w.plan.scores, block.t, strip);
+    const Panel<Real> panel = {.q0 = q0, .rows = block.t.rows, .lanes = block.t.lanes};
+    store_lse<Isa, Real>(w, block.t, panel, lse);
+  }
+}
+
+// p_tile *= keep, in place.
+template <class Isa, class Real>
+inline void apply_keep(const Problem& p, const Tile& t, Real* keep, Real* p_tile) {
+  using V = Vec<Isa, Real>;
+  fill_keep<Isa, Real>(p, t, keep);
+  for (int i = 0; i < t.keys * t.lanes; i += V::kLanes) {
+    (V::load(p_tile + i) * V::load(keep + i)).store(p_tile + i);
+  }
+}
+
+template <class Isa, class Real>
+void standard_output_task(void* job, int64_t task, int worker, Progress& progress) {
+  Worker<Isa, Real> w(job, worker, progress);
+  const Problem& p = w.problem;
+  StandardBlock<Isa, Real> block(w, task);
+  const int dim = static_cast<int>(p.head_dim_v);
+  Real* v_scratch = w.take(w.plan.tile_n * dim);
+  Real* rows_buffer = w.take(w.plan.rows_buffer_size);
+  const TileScratch<Real> scratch = take_tile_scratch<Isa, Real>(w, block.t.lanes);
+  const int num_panels = static_cast<int>(ceil_div(block.q_end - block.q_begin, block.panel_rows));
+  Real* acc_o[kMaxPanels];
+  for (int n = 0; n < num_panels; ++n) {
+    acc_o[n] = w.take(static_cast<int64_t>(dim) * block.t.lanes);
+    fill_lanes<Isa, Real>(acc_o[n], static_cast<int64_t>(dim) * block.t.lanes, Real{0});
+  }
+  for (int64_t k0 = 0, k_end = 0; k0 < block.s.seqlen_k; k0 = k_end) {
+    if (!w.keep_going()) return;
+    k_end = block.select_keys(w, k0);
+    load_keys<Isa, Real>(w, p.v, block.s, block.t.b, block.t.h / p.group_size,
+                         {k0, k0 + block.t.keys}, dim, dim, v_scratch);
+    const bool nonfinite = has_nonfinite<Isa, Real>(v_scratch, block.t.keys, dim, dim);
+    for (int n = 0; n < num_panels; ++n) {
+      block.select_panel(block.q_begin + n * block.panel_rows);
+      load_scores<Isa, Real>(w, w.plan.scores, block.t, scratch.s);
+      if (p.dropout.enabled) apply_keep<Isa, Real>(p, block.t, scratch.extra, scratch.s);
+      const GemmTile<Real> product = {.a = v_scratch,
+                                      .a_row = 1,
+                                      .a_step = dim,
+                                      .b = scratch.s,
+                                      .b_step = block.t.lanes,
+                                      .c = acc_o[n],
+                                      .c_row = block.t.lanes,
+                                      .rows = dim,
+                                      .cols = block.t.lanes,
+                                      .depth = block.t.keys,
+                                      .accumulate = true};
+      if (nonfinite) {
+        fill_hide<Isa, Real>(w, block.t, scratch.hide, scratch.lane);
+        accumulate_visible<Isa, Real>(product, scratch.hide);
+      } else {
+        gemm<Isa, Real>(product);
+      }
+    }
+    kernel_progress(progress, static_cast<double>(block.q_end - block.q_begin) * block.t.keys);
+  }
+  for (int i = 0; i < block.t.lanes; ++i) {
+    scratch.lane[i] = static_cast<Real>(p.dropout.enabled ? p.dropout.scale : 1.0);
+  }
+  for (int n = 0; n < num_panels; ++n) {
+    block.select_panel(block.q_begin + n * block.panel_rows);
+    store_queries<Isa, Real>(w, p.out, block.s, block.t.h, block.t.q0, block.t.rows, dim, acc_o[n],
+                             block.t.lanes, scratch.lane, rows_buffer);
+  }
+}
+
+}  // namespace attentile::cpu

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+// Tile loads and stores: the only way between slow memory (the tensors and the state that outlives
+// a tile) and a worker's scratch. They convert to the accumulation type, read any strides and pages
+// in place, never touch a byte outside the rows asked for, and count the bytes they move.
+#pragma once
+
+#include "cpu/kernel.h"
+#include "cpu/simd/vec.h"
+#include "dtype.h"
+
+namespace attentile::cpu {
+
+// The state of one worker within one task.
+template <class Isa, class Real>
+struct Worker {
+  const Problem& problem;
+  const CpuPlan& plan;
+  const KernelJob& job;
+  Progress& progress;
+  int id;
+  WorkerTraffic& traffic;
+  char* free;  // bump allocator over the scratch slice
+
+  Worker(void* opaque, int worker, Progress& p)
+      : problem(*static_cast<const KernelJob*>(opaque)->problem),
+        plan(*static_cast<const KernelJob*>(opaque)->plan),
+        job(*static_cast<const KernelJob*>(opaque)),
+        progress(p),
+        id(worker),
+        traffic(*reinterpret_cast<WorkerTraffic*>(job.scratch(worker))),
+        free(job.scratch(worker) + sizeof(WorkerTraffic)) {}
+
+  // count values, 64-byte aligned, uninitialised. The plan has sized the slice for all of them.
+  Real* take(int64_t count) {
+    Real* result = reinterpret_cast<Real*>(free);
+    free += (count * static_cast<int64_t>(sizeof(Real)) + 63) / 64 * 64;
+    return result;
+  }
+  void count_read(int64_t bytes) { traffic.bytes_read += bytes; }
+  void count_written(int64_t bytes) { traffic.bytes_written += bytes; }
+  bool keep_going() { return kernel_keep_going(progress, id); }
+};
+
+template <class Isa, class Real>
+inline Real load_scalar(const char* address, DType dtype) {
+  if (dtype == DType::kFloat32) return static_cast<Real>(*reinterpret_cast<const float*>(address));
+  if (dtype == DType::kFloat64) return static_cast<Real>(*reinterpret_cast<const double*>(address));
+  const uint16_t bits = *reinterpret_cast<const uint16_t*>(address);
+  return static_cast<Real>(dtype == DType::kFloat16 ? float16_to_float(bits)
+                                                    : bfloat16_to_float(bits));
+}
+
+// dst[0..count) = count elements from address on, `stride` elements apart.
+template <class Isa, class Real>
+inline void load_row(const char* address, DType dtype, int64_t stride, int count, Real* dst) {
+  using V = Vec<Isa, Real>;
+  int i = 0;
+  if (stride == 1 && dtype == (sizeof(Real) == 4 ? DType::kFloat32 : DType::kFloat64)) {
+    const Real* src = reinterpret_cast<const Real*>(address);
+    for (; i + V::kLanes <= count; i += V::kLanes) V::load(src + i).store(dst + i);
+  } else if constexpr (sizeof(Real) == 4) {
+    const uint16_t* src = reinterpret_cast<const uint16_t*>(address);
+    if (stride == 1 && dtype == DType::kFloat16) {
+      for (; i + V::kLanes <= count; i += V::kLanes) V::load_f16(src + i).store(dst + i);
+    } else if (stride == 1 && dtype == DType::kBFloat16) {
+      for (; i + V::kLanes <= count; i += V::kLanes) V::load_bf16(src + i).store(dst + i);
+    }
+  }
+  const int64_t step = stride * size_of(dtype);
+  for (; i < count; ++i) dst[i] = load_scalar<Isa, Real>(address + i * step, dtype);
+}
+
+// dst[i * stride] = src[i] rounded to dtype.
+template <class Isa, class Real>
+inline void store_row(const Real* src, char* address, DType dtype, int64_t stride, int count) {
+  using V = Vec<Isa, Real>;
+  int i = 0;
+  if (stride == 1 && dtype == (sizeof(Real) == 4 ? DType::kFloat32 : DType::kFloat64)) {
+    Real* dst = reinterpret_cast<Real*>(address);
+    for (; i + V::kLanes <= count; i += V::kLanes) V::load(src + i).store(dst + i);
+  } else if constexpr (sizeof(Real) == 4) {
+    uint16_t* dst = reinterpret_cast<uint16_t*>(address);
+    if (stride == 1 && dtype == DType::kFloat16) {
+      for (; i + V::kLanes <= count; i += V::kLanes) V::load(src + i).store_f16(dst + i);
+    } else if (stride == 1 && dtype == DType::kBFloat16) {
+      for (; i + V::kLanes <= count; i += V::kLanes) V::load(src + i).store_bf16(dst + i);
+    }
+  }
+  if (i == count) return;
+  kernel_store_row(src + i, address + i * stride * size_of(dtype), dtype, stride, count - i);
+}
+
+// Key rows [k_begin, k_end) of k or v: [keys][ld]. Columns dim..ld are zeroed.
+template <class Isa, class Real>
+inline void load_keys(Worker<Isa, Real>& w, const Array4& array, const Sequence& s, int64_t b,
+                      int64_t head, KeyRange keys, int dim, int ld, Real* dst) {
+  for (int64_t j = keys.begin; j < keys.end; ++j, dst += ld) {
+    const char* row = w.problem.key_row(array, s, b, head, j);
+    load_row<Isa, Real>(row, array.dtype, array.stride[3], dim, dst);
+    for (int c = dim; c < ld; ++c) dst[c] = 0;
+  }
+  w.count_read((keys.end - keys.begin) * dim * size_of(array.dtype));
+}
+
+// Query rows [q_begin, q_begin + rows) of q, dout or out: [rows][ld]. Columns dim..ld are zeroed.
+template <class Isa, class Real>
+inline void load_queries(Worker<Isa, Real>& w, const Array4& array, const Sequence& s, int64_t head,
+                         int64_t q_begin, int rows, int dim, int ld, Real* dst) {
+  for (int i = 0; i < rows; ++i, dst += ld) {
+    const char* row = array.at(s.batch_q, s.row_q + q_begin + i, head, 0);
+    load_row<Isa, Real>(row, array.dtype, array.stride[3], dim, dst);
+    for (int c = dim; c < ld; ++c) dst[c] = 0;
+  }
+  w.count_read(static_cast<int64_t>(rows) * dim * size_of(array.dtype));
+}
+
+// dst[c][lane] = src[lane][c]: [rows][ld] to [dim][lanes], lanes beyond the rows zeroed.
+template <class Isa, class Real>
+inline void transpose_to_lanes(const Real* src, int ld, int rows, int dim, int lanes, Real* dst) {
+  constexpr int kBlock = 16;  // columns at a time: what one cache line of src holds
+  for (int c0 = 0; c0 < dim; c0 += kBlock) {
+    const int c_end = c0 + kBlock < dim ? c0 + kBlock : dim;
+    for (int i = 0; i < rows; ++i) {
+      for (int c = c0; c < c_end; ++c) dst[c * lanes + i] = src[i * ld + c];
+    }
+    for (int c = c0; c < c_end; ++c) {
+      for (int i = rows; i < lanes; ++i) dst[c * lanes + i] = 0;
+    }
+  }
+}
+
+// Writes row `rows` of src[dim][lanes], times factor[lane], as rows of out or dq. Adding zero makes
+// -0 into +0, so that a zero sum has one sign whatever the hidden part of a tile held.
+template <class Isa, class Real>
+inline void store_queries(Worker<Isa, Real>& w, const Array4& array, const Sequence& s,
+                          int64_t head, int64_t q_begin, int rows, int dim, const Real* src,
+                          int lanes, const Real* factor, Real* row_buffer) {
+  for (int i = 0; i < rows; ++i) {
+    for (int c = 0; c < dim; ++c) row_buffer[c] = src[c * lanes + i] * factor[i] + Real{0};
+    char* row = array.at(s.batch_q, s.row_q + q_begin + i, head, 0);
+    store_row<Isa, Real>(row_buffer, row, array.dtype, array.stride[3], dim);
+  }
+  w.count_written(static_cast<int64_t>(rows) * dim * size_of(array.dtype));
+}
+
+// State that outlives a tile (m, l, O of flash1; dQ): whole vectors, counted without the padding.
+template <class Isa, class Real>
+inline void copy_lanes(const Real* src, Real* dst, int64_t count) {
+  using V = Vec<Isa, Real>;
+  for (int64_t i = 0; i < count; i += V::kLanes) V::load(src + i).store(dst + i);
+}
+template <class Isa, class Real>
+inline void fill_lanes(Real* dst, int64_t count, Real value) {
+  using V = Vec<Isa, Real>;
+  for (int64_t i = 0; i < count; i += V::kLanes) V::set1(value).store(dst + i);
+}
+
+// Whether [rows][ld] holds a NaN or an infinity in its first dim columns.
+template <class Isa, class Real>
+inline bool has_nonfinite(const Real* src, int64_t rows, int dim, int ld) {
+  using V = Vec<Isa, Real>;
+  V sum = V::set1(Real{0});  // x * 0 is 0 for finite x, else NaN
+  Real tail = 0;
+  for (int64_t i = 0; i < rows; ++i, src += ld) {
+    int c = 0;
+    for (; c + V::kLanes <= dim; c += V::kLanes) {
+      sum = V::fma(V::load(src + c), V::set1(Real{0}), sum);
+    }
+    for (; c < dim; ++c) tail += src[c] * Real{0};
+  }
+  const V one = V::set1(Real{1});
+  const V zero = V::set1(Real{0});
+  return !(tail == Real{0}) || V::any_lt(zero, V::select_lt(sum, one, zero, one));
+}
+
+}  // namespace attentile::cpu

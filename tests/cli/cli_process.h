@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runs the program `attentile` and tells what it printed and how it ended; and a folder per test
+// for its files.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "io/safetensors.h"
+
+namespace attentile::cli_test {
+
+struct Outcome {
+  int status = -1;  // exit status; 128 + signal when killed
+  std::string out;
+  std::string err;
+};
+
+// argv[0] is added.
+Outcome run_cli(const std::vector<std::string>& words);
+
+// "attend --random 1,2" cut at blanks.
+std::vector<std::string> words_of(const std::string& line);
+
+std::string read_file(const std::string& path);
+void write_file(const std::string& path, const std::string& bytes);
+
+// A fresh folder, removed afterwards. {dir} in a line of words becomes its path.
+class CliTest : public ::testing::Test {
+ protected:
+  void SetUp() override;
+  void TearDown() override;
+
+  std::string path(const std::string& name) const { return (directory_ / name).string(); }
+  Outcome cli(const std::string& line) const;
+
+  // Writes {dir}/NAME from these views.
+  void save(const std::string& name, const std::map<std::string, TensorView>& tensors) const;
+  io::TensorMap load(const std::string& name) const;
+
+  std::filesystem::path directory_;
+};
+
+// Element by element, bit for bit.
+::testing::AssertionResult same_bytes(const io::Tensor& a, const io::Tensor& b);
+
+}  // namespace attentile::cli_test

@@ -1,0 +1,344 @@
+// SPDX-License-Identifier: Apache-2.0
+// The hand-written cases: shapes and combinations that once broke some attention library, and every
+// feature once on its own, so that a failure here says what is broken.
+#include <functional>
+#include <limits>
+#include <string>
+#include <utility>
+
+#include "conformance/case.h"
+#include "support/random.h"
+
+namespace attentile::conformance {
+namespace {
+
+struct Sizes {
+  int64_t batch, seqlen_q, seqlen_k, num_heads_q, num_heads_kv, head_dim, head_dim_v;
+};
+
+class CaseList {
+ public:
+  using Change = std::function<void(Case&)>;
+
+  void add(const char* name, const Sizes& sizes, const Change& change = {}) {
+    Case c;
+    c.name = name;
+    for (char letter : c.name) c.seed = testing::mix_seed(c.seed, static_cast<uint64_t>(letter));
+    c.batch = sizes.batch;
+    c.seqlen_q = sizes.seqlen_q;
+    c.seqlen_k = sizes.seqlen_k;
+    c.num_heads_q = sizes.num_heads_q;
+    c.num_heads_kv = sizes.num_heads_kv;
+    c.head_dim = sizes.head_dim;
+    c.head_dim_v = sizes.head_dim_v;
+    c.backward = true;
+    c.poison = true;
+    c.num_threads = 2;
+    c.fast_memory_bytes = 16384;
+    if (change) change(c);
+    if (c.page_size > 0 || !c.cache_batch_idx.empty() || !c.leftpad_k.empty()) c.backward = false;
+    c.dbias = c.backward && c.bias.present;
+    c.dsink = c.backward && c.sink;
+    cases_.push_back(std::move(c));
+  }
+
+  std::vector<Case> take() { return std::move(cases_); }
+
+ private:
+  std::vector<Case> cases_;
+};
+
+void add_dtypes_and_heads(CaseList& list) {
+  const Sizes plain = {2, 65, 65, 2, 2, 64, 64};
+  list.add("plain_f32", plain);
+  list.add("plain_f16", plain, [](Case& c) { c.dtype = DType::kFloat16; });
+  list.add("plain_bf16", plain, [](Case& c) { c.dtype = DType::kBFloat16; });
+  list.add("plain_f64", plain, [](Case& c) { c.dtype = DType::kFloat64; });
+  list.add("one_by_one", {1, 1, 1, 1, 1, 1, 1});
+  list.add("gqa_9_3", {1, 65, 65, 9, 3, 64, 64}, [](Case& c) { c.causal = true; });
+  list.add("mqa_8_1", {2, 33, 65, 8, 1, 32, 32});
+  list.add("gqa_unequal_dims", {2, 17, 33, 6, 2, 40, 72});
+  list.add("head_dim_v_smaller", {1, 33, 65, 2, 2, 96, 5});
+  list.add("head_dim_512", {1, 9, 17, 1, 1, 512, 512});
+  list.add("head_dim_257_f16", {1, 17, 33, 2, 1, 257, 129},
+           [](Case& c) { c.dtype = DType::kFloat16; });
+  list.add("decode_gqa", {3, 1, 257, 8, 2, 64, 64}, [](Case& c) { c.backward = false; });
+  list.add("decode_causal_bf16", {2, 1, 129, 8, 2, 128, 128}, [](Case& c) {
+    c.dtype = DType::kBFloat16;
+    c.causal = true;
+  });
+  list.add("long_rows", {1, 3, 1025, 1, 1, 16, 16}, [](Case& c) { c.dtype = DType::kBFloat16; });
+  list.add("long_columns", {1, 1025, 3, 1, 1, 16, 16}, [](Case& c) { c.dtype = DType::kFloat16; });
+}
+
+void add_bands(CaseList& list) {
+  const Sizes square = {1, 65, 65, 2, 1, 32, 32};
+  const Sizes wide = {2, 33, 129, 2, 2, 32, 32};
+  const Sizes tall = {2, 129, 33, 2, 2, 32, 32};  // hidden rows with bottom-right causal
+  for (const auto& [suffix, sizes] :
+       {std::pair{"square", square}, {"wide", wide}, {"tall", tall}}) {
+    const std::string s = suffix;
+    list.add(("causal_" + s).c_str(), sizes, [](Case& c) { c.causal = true; });
+    list.add(("causal_top_left_" + s).c_str(), sizes, [](Case& c) {
+      c.causal = true;
+      c.alignment = Alignment::kTopLeft;
+    });
+    list.add(("window_7_3_" + s).c_str(), sizes, [](Case& c) {
+      c.window_left = 7;
+      c.window_right = 3;
+    });
+    list.add(("window_0_0_" + s).c_str(), sizes,
+             [](Case& c) { c.window_left = c.window_right = 0; });
+    list.add(("window_right_beyond_" + s).c_str(), sizes, [](Case& c) {
+      c.window_left = 2;
+      c.window_right = 1000;
+    });
+    list.add(("offset_minus_9_" + s).c_str(), sizes, [](Case& c) {
+      c.causal = true;
+      c.position_offset = -9;
+    });
+  }
+  list.add("causal_and_window_right", square, [](Case& c) {
+    c.causal = true;  // causal is the tighter one
+    c.window_left = 15;
+    c.window_right = 4;
+  });
+  list.add("offset_huge", square, [](Case& c) {
+    c.causal = true;
+    c.position_offset = int64_t{1} << 62;
+  });
+  list.add("offset_huge_negative_hides_all", square, [](Case& c) {
+    c.causal = true;
+    c.position_offset = -(int64_t{1} << 62);
+  });
+  list.add("window_huge", square,
+           [](Case& c) { c.window_left = c.window_right = std::numeric_limits<int64_t>::max(); });
+}
+
+void add_scores(CaseList& list) {
+  const Sizes sizes = {2, 33, 65, 4, 2, 24, 24};
+  const auto whole = [&](DType dtype) {
+    return Broadcast{true, dtype, {sizes.batch, sizes.num_heads_q, sizes.seqlen_q, sizes.seqlen_k}};
+  };
+  list.add("bias_full", sizes, [&](Case& c) { c.bias = whole(DType::kFloat32); });
+  list.add("bias_bf16_summed_over_batch", sizes, [](Case& c) {
+    c.dtype = DType::kBFloat16;
+    c.bias = {true, DType::kBFloat16, {4, 33, 65}};
+  });
+  list.add("bias_per_key", sizes, [](Case& c) { c.bias = {true, DType::kFloat32, {65}}; });
+  list.add("bias_per_query_f16", sizes, [](Case& c) {
+    c.dtype = DType::kFloat16;
+    c.bias = {true, DType::kFloat16, {2, 1, 33, 1}};
+  });
+  list.add("bias_scalar", sizes, [](Case& c) { c.bias = {true, DType::kFloat32, {}}; });
+  list.add("mask_full", sizes, [&](Case& c) { c.mask = whole(DType::kBool); });
+  list.add("mask_bytes_per_key", sizes,
+           [](Case& c) { c.mask = {true, DType::kUInt8, {2, 1, 1, 65}}; });
+  list.add("mask_per_query_hides_rows", sizes,
+           [](Case& c) { c.mask = {true, DType::kBool, {33, 1}}; });
+  list.add("alibi_per_head", sizes, [](Case& c) { c.alibi_rank = 1; });
+  list.add("alibi_per_batch_causal", sizes, [](Case& c) {
+    c.alibi_rank = 2;
+    c.causal = true;
+  });
+  list.add("softcap", sizes, [](Case& c) { c.softcap = 2.0; });
+  list.add("softcap_bias_alibi", sizes, [&](Case& c) {
+    c.softcap = 5.0;
+    c.bias = whole(DType::kFloat32);
+    c.alibi_rank = 1;
+  });
+  list.add("sink", sizes, [](Case& c) { c.sink = true; });
+  list.add("sink_causal_tall_dlse", {1, 65, 17, 2, 1, 16, 16}, [](Case& c) {
+    c.sink = true;
+    c.causal = true;
+    c.dlse = true;
+  });
+  list.add("dlse", sizes, [](Case& c) { c.dlse = true; });
+  list.add("scale_zero", sizes, [](Case& c) { c.softmax_scale = 0.0; });
+  list.add("scale_negative", sizes, [](Case& c) { c.softmax_scale = -0.4; });
+  list.add("very_negative_logits", {1, 64, 191, 2, 2, 64, 64},
+           [](Case& c) { c.fill = Fill::kVeryNegative; });
+  list.add("very_negative_causal_f16", {1, 65, 65, 2, 2, 64, 64}, [](Case& c) {
+    c.fill = Fill::kVeryNegative;
+    c.dtype = DType::kFloat16;
+    c.causal = true;
+  });
+  list.add("peaked_bf16", {1, 65, 129, 2, 2, 64, 64}, [](Case& c) {
+    c.fill = Fill::kPeaked;
+    c.dtype = DType::kBFloat16;
+  });
+  list.add("outliers_f16", {1, 65, 129, 2, 2, 64, 64}, [](Case& c) {
+    c.fill = Fill::kOutliers;
+    c.dtype = DType::kFloat16;
+  });
+  list.add("block_mask_per_head", {2, 129, 129, 2, 1, 16, 16}, [](Case& c) {
+    c.block_mask_heads = 2;
+    c.block_size_q = 32;
+    c.block_size_k = 16;
+  });
+  list.add("block_mask_odd_causal", {1, 65, 97, 2, 2, 16, 16}, [](Case& c) {
+    c.block_mask_heads = 1;
+    c.block_size_q = 7;
+    c.block_size_k = 13;
+    c.causal = true;
+  });
+}
+
+void add_dropout(CaseList& list) {
+  const Sizes sizes = {2, 33, 65, 4, 2, 24, 24};
+  const auto drop = [](double p) {
+    return [p](Case& c) {
+      c.dropout_p = p;
+      c.dropout_seed = 0x0123456789ABCDEFu;
+      c.dropout_offset = 0xFEDCBA9876543210u;
+      c.keep = true;
+    };
+  };
+  list.add("dropout_0_1", sizes, drop(0.1));
+  list.add("dropout_0_5_bf16", sizes, [&](Case& c) {
+    drop(0.5)(c);
+    c.dtype = DType::kBFloat16;
+  });
+  list.add("dropout_1", sizes, drop(1.0));
+  list.add("dropout_tiny", sizes, drop(1e-6));
+  list.add("dropout_causal_bases", {2, 65, 65, 2, 2, 16, 16}, [&](Case& c) {
+    drop(0.3)(c);
+    c.causal = true;
+    c.query_base = 5;
+    c.key_base = 37;
+    c.head_base = 3;
+    c.batch_base = 2;
+    c.dropout_num_heads_q = 16;
+  });
+  list.add("dropout_key_base_wraps", {1, 17, 65, 1, 1, 16, 16}, [&](Case& c) {
+    drop(0.5)(c);
+    c.key_base = (int64_t{1} << 35) - 3;
+    c.query_base = (int64_t{1} << 32) - 5;
+  });
+}
+
+void add_storage(CaseList& list) {
+  list.add("varlen", {4, 65, 65, 4, 2, 32, 32}, [](Case& c) {
+    c.varlen = true;
+    c.lengths_q = {65, 0, 7, 33};
+    c.lengths_k = {65, 5, 0, 34};
+  });
+  list.add("varlen_causal_seqused", {4, 65, 65, 4, 2, 32, 32}, [](Case& c) {
+    c.varlen = true;
+    c.causal = true;
+    c.lengths_q = {65, 0, 7, 33};
+    c.lengths_k = {64, 5, 9, 65};
+    c.seqused_k = {33, 0, 9, 64};
+  });
+  list.add("varlen_bias_dropout", {3, 33, 47, 2, 1, 16, 16}, [](Case& c) {
+    c.varlen = true;
+    c.lengths_q = {33, 1, 17};
+    c.lengths_k = {47, 16, 3};
+    c.bias = {true, DType::kFloat32, {2, 33, 47}};
+    c.dropout_p = 0.4;
+    c.dropout_seed = 9;
+  });
+  list.add("seqused_with_zero", {3, 33, 65, 2, 2, 32, 32}, [](Case& c) {
+    c.seqused_k = {0, 65, 31};
+    c.dtype = DType::kFloat16;
+  });
+  const auto paged = [](int64_t page_size, std::vector<int32_t> used) {
+    return [page_size, used](Case& c) {
+      c.page_size = page_size;
+      const int64_t max_pages = (c.seqlen_k + page_size - 1) / page_size;
+      c.seqlen_k = max_pages * page_size;
+      c.num_pages = c.batch * max_pages + 2;
+      c.seqused_k = used;
+      for (int64_t n = 0; n < c.batch * max_pages; ++n) {
+        c.block_table.push_back(static_cast<int32_t>(c.num_pages - 1 - n));
+      }
+      c.causal = true;
+    };
+  };
+  list.add("pages_of_1", {2, 5, 33, 2, 1, 32, 32}, paged(1, {33, 17}));
+  list.add("pages_of_3_bf16", {2, 5, 64, 4, 2, 64, 64}, [&](Case& c) {
+    paged(3, {64, 1})(c);
+    c.dtype = DType::kBFloat16;
+  });
+  list.add("pages_of_16", {3, 1, 129, 4, 2, 64, 64}, paged(16, {129, 0, 16}));
+  list.add("pages_of_64_f16", {2, 17, 190, 2, 2, 64, 64}, [&](Case& c) {
+    paged(64, {190, 65})(c);
+    c.dtype = DType::kFloat16;
+  });
+  list.add("cache_rows_repeated", {3, 4, 65, 2, 1, 32, 32}, [](Case& c) {
+    c.cache_rows = 5;
+    c.cache_batch_idx = {4, 0, 4};
+    c.seqused_k = {65, 9, 33};
+    c.causal = true;
+  });
+  list.add("left_padding", {3, 9, 65, 2, 1, 32, 32}, [](Case& c) {
+    c.leftpad_k = {0, 17, 65};
+    c.causal = true;
+  });
+  list.add("zero_stride_keys", {2, 33, 97, 2, 2, 32, 32}, [](Case& c) {
+    c.zero_stride_k = 0b0110;
+    c.zero_stride_v = 0b0001;
+    c.mask = {true, DType::kBool, {33, 97}};
+    c.poison = false;
+  });
+}
+
+void add_exact(CaseList& list) {
+  for (const auto& [name, dtype] : {std::pair{"f32", DType::kFloat32},
+                                    {"f16", DType::kFloat16},
+                                    {"bf16", DType::kBFloat16},
+                                    {"f64", DType::kFloat64}}) {
+    const std::string s = name;
+    const DType type = dtype;
+    list.add(("dominant_causal_" + s).c_str(), {2, 65, 129, 4, 2, 33, 17}, [type](Case& c) {
+      c.dtype = type;
+      c.tier = Tier::kDominant;
+      c.softmax_scale = 256.0;
+      c.causal = true;
+    });
+    list.add(("equal_window_dropout_" + s).c_str(), {1, 65, 97, 2, 1, 16, 24}, [type](Case& c) {
+      c.dtype = type;
+      c.tier = Tier::kEqual;
+      c.window_left = 40;
+      c.window_right = 5;
+      c.mask = {true, DType::kUInt8, {1, 2, 65, 97}};
+      c.dropout_p = 0.5;
+      c.dropout_seed = 3;
+    });
+  }
+}
+
+void add_empty(CaseList& list) {
+  list.add("no_batch", {0, 5, 7, 2, 1, 8, 8});
+  list.add("no_queries", {2, 0, 7, 2, 1, 8, 8});
+  list.add("no_keys", {2, 5, 0, 2, 1, 8, 8});
+  list.add("no_keys_sink", {2, 5, 0, 2, 1, 8, 8}, [](Case& c) {
+    c.sink = true;
+    c.dlse = true;
+  });
+  list.add("no_queries_bias_sink", {2, 0, 7, 2, 1, 8, 8}, [](Case& c) {
+    c.bias = {true, DType::kFloat32, {1, 7}};
+    c.sink = true;
+  });
+}
+
+std::vector<Case> make_named_cases() {
+  CaseList list;
+  add_dtypes_and_heads(list);
+  add_bands(list);
+  add_scores(list);
+  add_dropout(list);
+  add_storage(list);
+  add_exact(list);
+  add_empty(list);
+  return list.take();
+}
+
+}  // namespace
+
+const std::vector<Case>& named_cases() {
+  static const std::vector<Case> cases = make_named_cases();
+  return cases;
+}
+
+}  // namespace attentile::conformance

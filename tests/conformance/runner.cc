@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runs the table: picks cases and cells, calls the entry points, counts.
+#include "conformance/runner.h"
+
+#include <algorithm>
+#include <optional>
+
+#include "conformance/crash_report.h"
+#include "conformance/entry.h"
+#include "conformance/oracle.h"
+#include "support/random.h"
+
+namespace attentile::conformance {
+namespace {
+
+using testing::mix_seed;
+using testing::Random;
+
+struct Filter {
+  std::string text[6];  // by Key; empty: anything
+  enum Key { kCase, kEntry, kAlgorithm, kIsa, kDtype, kTier };
+  static constexpr const char* kKeys[6] = {"case", "entry", "algorithm", "isa", "dtype", "tier"};
+
+  bool any() const {
+    return std::any_of(std::begin(text), std::end(text),
+                       [](const std::string& t) { return !t.empty(); });
+  }
+  bool accepts(Key key, const std::string& value) const {
+    return text[key].empty() || text[key] == value;
+  }
+};
+
+const char* short_name(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32: return "f32";
+    case DType::kFloat16: return "f16";
+    case DType::kBFloat16: return "bf16";
+    case DType::kFloat64: return "f64";
+    default: return "other";
+  }
+}
+
+Result<Filter> parse_filter(const std::string& text) {
+  Filter filter;
+  size_t begin = 0;
+  while (begin < text.size()) {
+    const size_t end = std::min(text.find('/', begin), text.size());
+    const std::string part = text.substr(begin, end - begin);
+    const size_t equals = part.find('=');
+    const std::string key = part.substr(0, equals);
+    const auto known = std::find(std::begin(Filter::kKeys), std::end(Filter::kKeys), key);
+    if (equals == std::string::npos || known == std::end(Filter::kKeys)) {
+      return Status(
+          StatusCode::kInvalidArgument,
+          "filter: '" + part + "' is not one of case=, entry=, algorithm=, isa=, dtype=, tier=");
+    }
+    filter.text[known - std::begin(Filter::kKeys)] = part.substr(equals + 1);
+    begin = end + 1;
+  }
+  const std::string& name = filter.text[Filter::kCase];
+  if (!name.empty() && !find_case(name)) {
+    return Status(StatusCode::kInvalidArgument,
+                  "filter: case is '" + name + "', expected a seed or a name of the table");
+  }
+  return filter;
+}
+
+bool accepts_case(const Filter& filter, const Case& c) {
+  return filter.accepts(Filter::kDtype, short_name(c.dtype)) &&
+         filter.accepts(Filter::kTier, to_string(c.tier));
+}
+
+std::string cell_name(const Case& c, const Cell& cell) {
+  return "case=" + c.name + "/entry=" + to_string(cell.entry) +
+         "/algorithm=" + attentile::to_string(cell.algorithm) +
+         "/isa=" + attentile::to_string(cell.isa);
+}
+
+// What differs from cell to cell, but not from run to run.
+uint64_t layout_seed_of(const Case& c, const Cell& cell) {
+  const uint64_t at = static_cast<uint64_t>(cell.entry) * 64 +
+                      static_cast<uint64_t>(cell.algorithm) * 8 + static_cast<uint64_t>(cell.isa);
+  return mix_seed(c.seed, 1000 + at);
+}
+
+class Table {
+ public:
+  Table(const Options& options, const ProgressCallback& progress)
+      : options_(options), progress_(progress) {
+    if (options_.isas.empty()) options_.isas = available_isas();
+    if (options_.algorithms.empty()) {
+      options_.algorithms = {Algorithm::kStandard, Algorithm::kFlash1, Algorithm::kFlash2};
+    }
+    if (options_.entries.empty()) options_.entries = {Entry::kCpp, Entry::kC, Entry::kCli};
+    if (options_.cli_path.empty()) std::erase(options_.entries, Entry::kCli);
+  }
+
+  Summary run() {
+    const Result<Filter> filter = parse_filter(options_.filter);
+    if (!filter.ok()) {
+      summary_.status = filter.status();
+      return summary_;
+    }
+    filter_ = *filter;
+    const std::string& name = filter_.text[Filter::kCase];
+    if (!name.empty()) {
+      run_case(*find_case(name));
+      return summary_;
+    }
+    if (options_.named) {
+      for (const Case& c : named_cases()) {
+        if (done() || !run_case(c)) return summary_;
+      }
+    }
+    // A filter may match no cell of any case: stop looking some time.
+    const uint64_t last = options_.seed0 + static_cast<uint64_t>(options_.count) * 4;
+    for (uint64_t seed = options_.seed0; options_.generated && seed <= last && !done(); ++seed) {
+      if (!run_case(make_case(seed))) break;
+    }
+    return summary_;
+  }
+
+ private:
+  bool done() const { return summary_.cells >= options_.count; }
+
+  // False: stop.
+  bool run_case(const Case& c) {
+    if (!accepts_case(filter_, c)) return true;
+    const std::vector<Cell> cells = cells_of(c);
+    if (cells.empty()) return true;
+    ++summary_.cases;
+    Oracle oracle(c);
+    for (const Cell& cell : cells) {
+      run_cell(c, oracle, cell);
+      if (options_.max_failures > 0 && summary_.failed >= options_.max_failures) return false;
+    }
+    const double fraction =
+        std::min(1.0, static_cast<double>(summary_.cells) / static_cast<double>(options_.count));
+    return !progress_ || progress_(summary_, fraction);
+  }
+
+  // All cells of the product that the filter accepts or, unfiltered, a sample: C++ with every
+  // algorithm on two instruction sets, C and the command line with one each.
+  std::vector<Cell> cells_of(const Case& c) const {
+    std::vector<Cell> cells;
+    Random random(mix_seed(c.seed, 3));
+    const bool product = options_.product || filter_.any();
+    for (Entry entry : options_.entries) {
+      if (entry == Entry::kCli && !cli_can_express(c)) continue;
+      if (!filter_.accepts(Filter::kEntry, to_string(entry))) continue;
+      const size_t first_algorithm = random.bits() % options_.algorithms.size();
+      for (size_t n = 0; n < options_.algorithms.size(); ++n) {
+        const Algorithm algorithm =
+            options_.algorithms[(first_algorithm + n) % options_.algorithms.size()];
+        if (!filter_.accepts(Filter::kAlgorithm, attentile::to_string(algorithm))) continue;
+        const size_t first_isa = random.bits() % std::max<size_t>(options_.isas.size(), 1);
+        const size_t wanted = entry == Entry::kCpp ? 2 : 1;
+        for (size_t m = 0; m < options_.isas.size(); ++m) {
+          const Isa isa = options_.isas[(first_isa + m) % options_.isas.size()];
+          if (!filter_.accepts(Filter::kIsa, attentile::to_string(isa))) continue;
+          if (!product && (m >= wanted || (entry != Entry::kCpp && n > 0))) continue;
+          cells.push_back({entry, algorithm, isa});
+        }
+      }
+    }
+    return cells;
+  }
+
+  void run_cell(const Case& c, Oracle& oracle, const Cell& cell) {
+    ++summary_.cells;
+    ++summary_.by_entry[to_string(cell.entry)];
+    ++summary_.by_tier[to_string(c.tier)];
+    ++summary_.by_dtype[short_name(c.dtype)];
+    ++summary_.by_isa[attentile::to_string(cell.isa)];
+    for (const std::string& feature : features_of(c)) ++summary_.by_feature[feature];
+    if (!oracle.status.ok()) {
+      fail(c, cell, "the oracle: " + oracle.status.message());
+      return;
+    }
+    set_current_cell(cell_name(c, cell));
+    const EntryResult result = run_entry(c, oracle, cell);
+    set_current_cell({});
+    if (result.status.code() == StatusCode::kUnsupported) {
+      ++summary_.refused;
+      ++summary_.refusals[std::string(attentile::to_string(cell.algorithm)) + ": " +
+                          result.status.message()];
+      return;
+    }
+    if (!result.status.ok()) {
+      fail(
+          c, cell,
+          std::string(attentile::to_string(result.status.code())) + ": " + result.status.message());
+      return;
+    }
+    if (!result.damage.empty()) {
+      fail(c, cell, result.damage);
+      return;
+    }
+    const Judgement judgement = judge(c, oracle, cell.algorithm, result.results);
+    for (const auto& [output, ratio] : judgement.ratios) {
+      double& worst = summary_.worst_ratios[std::string(short_name(c.dtype)) + " " + output];
+      worst = std::max(worst, ratio);
+    }
+    if (!judgement.failure.empty()) {
+      fail(c, cell, judgement.failure);
+      return;
+    }
+    ++summary_.passed;
+    if (judgement.vacuous) ++summary_.vacuous;
+  }
+
+  EntryResult run_entry(const Case& c, const Oracle& oracle, const Cell& cell) const {
+    const uint64_t seed = layout_seed_of(c, cell);
+    switch (cell.entry) {
+      case Entry::kCpp: return run_cpp(c, oracle, cell, seed);
+      case Entry::kC: return run_c(c, oracle, cell, seed);
+      case Entry::kCli: return run_cli(c, oracle, cell, seed, options_.cli_path);
+    }
+    return {};
+  }
+
+  void fail(const Case& c, const Cell& cell, const std::string& what) {
+    ++summary_.failed;
+    const std::string name = cell_name(c, cell);
+    summary_.failures.push_back(
+        {name, what + " (" + describe(c) + ")", "attentile verify --filter " + name});
+  }
+
+  Options options_;
+  const ProgressCallback& progress_;
+  Filter filter_;
+  Summary summary_;
+};
+
+}  // namespace
+
+const char* to_string(Entry entry) {
+  switch (entry) {
+    case Entry::kCpp: return "cpp";
+    case Entry::kC: return "c";
+    case Entry::kCli: return "cli";
+  }
+  return "unknown";
+}
+
+std::optional<Case> find_case(const std::string& name) {
+  for (const Case& c : named_cases()) {
+    if (c.name == name) return c;
+  }
+  const bool digits = !name.empty() && name.size() <= 19 &&
+                      name.find_first_not_of("0123456789") == std::string::npos;
+  if (!digits) return std::nullopt;
+  return make_case(std::stoull(name));
+}
+
+Summary run(const Options& options, const ProgressCallback& progress) {
+  return Table(options, progress).run();
+}
+
+std::vector<std::string> describe(const Options& options) {
+  std::vector<std::string> lines;
+  const Result<Filter> filter = parse_filter(options.filter);
+  if (!filter.ok()) return lines;
+  const std::string& name = filter->text[Filter::kCase];
+  if (!name.empty()) return {describe(*find_case(name))};
+  for (const Case& c : named_cases()) {
+    if (options.named && accepts_case(*filter, c)) lines.push_back(describe(c));
+  }
+  for (int64_t n = 0; options.generated && n < options.count; ++n) {
+    const Case c = make_case(options.seed0 + static_cast<uint64_t>(n));
+    if (accepts_case(*filter, c)) lines.push_back(describe(c));
+  }
+  return lines;
+}
+
+}  // namespace attentile::conformance

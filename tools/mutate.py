@@ -1,0 +1,202 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Mutation check: does the unmodified test suite notice each small mistake of tests/mutants/?
+
+    python3 tools/mutate.py [--only PART_OF_NAME]... [--jobs N] [--compiler CXX]
+    python3 tools/mutate.py --make NAME FILE OLD NEW WHAT     writes tests/mutants/NAME.patch
+
+A mutant is a one-hunk patch to a product file, preceded by a header of `Key: value` lines:
+
+    Mutant: what is wrong, in one line
+    Tests: the folders of tests/ to try first (optional; the others follow, fastest first)
+    Survives: why no test can notice it (only for mutants that are equivalent)
+
+The tree is copied to build/mutants/tree and built there once; its suite must pass. Then each mutant
+in turn is applied, the test programs are rebuilt and run, fastest first, until one fails. Prints
+who killed each, writes build/mutants/result.json, and exits 1 if a mutant survived without a reason
+or was killed although its header says it survives. Compiling dominates: ccache makes the way back
+to the unmodified source free.
+"""
+
+import argparse
+import difflib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+WORK = ROOT / "build" / "mutants"
+TREE = WORK / "tree"
+BUILD = WORK / "build"
+TIMEOUT_FACTOR = 10  # a mutant that takes so many times the usual time is killed, too
+
+
+def run(*command, timeout=None, env=None):
+    """(exit status, output); a time-out is status 124."""
+    try:
+        done = subprocess.run([str(c) for c in command], cwd=TREE, timeout=timeout, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace",
+                              env={**os.environ, **(env or {})})
+        return done.returncode, done.stdout
+    except subprocess.TimeoutExpired as expired:
+        return 124, (expired.stdout or b"").decode(errors="replace")
+
+
+def copy_tree():
+    """Brings TREE to the state of ROOT, touching only what differs."""
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT,
+                            check=True, capture_output=True, text=True).stdout
+    names = {name for name in listed.split("\0") if name and (ROOT / name).is_file()}
+    for path in TREE.rglob("*"):
+        if path.is_file() and str(path.relative_to(TREE)) not in names:
+            path.unlink()
+    for name in names:
+        source, target = ROOT / name, TREE / name
+        if not target.exists() or target.read_bytes() != source.read_bytes():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target)
+
+
+class Mutant:
+    def __init__(self, path):
+        self.path = path
+        self.name = path.stem
+        text = path.read_text()
+        header = text[:text.index("--- ")]
+        fields = dict(re.findall(r"^(\w+): (.*)$", header, flags=re.MULTILINE))
+        self.what = fields["Mutant"]
+        self.first = fields.get("Tests", "").split()
+        self.survives = fields.get("Survives", "")
+        self.file = re.search(r"^\+\+\+ b/(\S+)", text, flags=re.MULTILINE).group(1)
+        if len(re.findall(r"^@@ ", text, flags=re.MULTILINE)) != 1:
+            raise SystemExit(f"mutate: {path}: more than one hunk, expected one")
+
+    def apply(self, *flags):
+        status, out = run("patch", "-p1", "--batch", "--forward", *flags, "-i", self.path)
+        if status != 0:
+            raise SystemExit(f"mutate: {self.path}: does not apply: {out}")
+
+
+def build(target, jobs):
+    return run("cmake", "--build", BUILD, "--parallel", jobs, "--target", target)
+
+
+def suites():
+    """Folder -> test program, from ctest."""
+    out = subprocess.run(["ctest", "--test-dir", str(BUILD), "--show-only=json-v1"], check=True,
+                         capture_output=True, text=True).stdout
+    found = {}
+    for test in json.loads(out)["tests"]:
+        program = Path(test.get("command", [""])[0])
+        if re.fullmatch(r"attentile_\w+_tests", program.name):
+            found[test["name"]] = program
+    return found
+
+
+def run_suite(program, timeout):
+    """The name of the first failed test, or "" when all passed."""
+    status, out = run(program, "--gtest_brief=1", "--gtest_fail_fast=1", timeout=timeout)
+    if status == 0:
+        return ""
+    failed = re.search(r"^\[  FAILED  \] ([\w./]+)", out, flags=re.MULTILINE)
+    if failed:
+        return failed.group(1)
+    return "time-out" if status == 124 else f"ended with status {status}"
+
+
+def baseline(jobs):
+    """Seconds of every suite on the unmodified tree, fastest first."""
+    seconds = {}
+    for folder, program in suites().items():
+        status, out = build(program.name, jobs)
+        if status != 0:
+            raise SystemExit(f"mutate: the unmodified tree does not build:\n{out[-4000:]}")
+        start = time.monotonic()
+        failed = run_suite(program, None)
+        if failed:
+            raise SystemExit(f"mutate: the unmodified tree fails {folder}: {failed}")
+        seconds[folder] = time.monotonic() - start
+        print(f"  {folder:16} {seconds[folder]:7.1f} s")
+    return dict(sorted(seconds.items(), key=lambda item: item[1]))
+
+
+def judge(mutant, seconds, jobs):
+    """(verdict, detail): killed by whom, survived, or not built."""
+    programs = suites()
+    order = [f for f in mutant.first if f in seconds] + \
+        [f for f in seconds if f not in mutant.first]
+    for folder in order:
+        status, out = build(programs[folder].name, jobs)
+        if status != 0:
+            error = re.search(r"error: .*", out)
+            return "not built", error.group() if error else out[-300:]
+        failed = run_suite(programs[folder], 60 + TIMEOUT_FACTOR * seconds[folder])
+        if failed:
+            return "killed", f"{folder}: {failed}"
+    return "survived", mutant.survives or "no reason given"
+
+
+def make(name, file, old, new, what):
+    """Writes the patch that replaces old, found once in file, by new."""
+    before = (ROOT / file).read_text()
+    if before.count(old) != 1:
+        raise SystemExit(f"mutate: OLD: found {before.count(old)} times in {file}, expected once")
+    after = before.replace(old, new)
+    hunk = "".join(difflib.unified_diff(before.splitlines(True), after.splitlines(True),
+                                        f"a/{file}", f"b/{file}"))
+    path = ROOT / "tests" / "mutants" / f"{name}.patch"
+    path.write_text(f"Mutant: {what}\n\n{hunk}")
+    print(path.relative_to(ROOT))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", action="append", default=[], help="part of a mutant's name")
+    parser.add_argument("--make", nargs=5, metavar=("NAME", "FILE", "OLD", "NEW", "WHAT"))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--compiler", default=shutil.which("clang++-19") or "c++")
+    arguments = parser.parse_args()
+    if arguments.make:
+        make(*arguments.make)
+        return 0
+
+    mutants = [Mutant(path) for path in sorted((ROOT / "tests" / "mutants").glob("*.patch"))]
+    if arguments.only:
+        mutants = [m for m in mutants if any(part in m.name for part in arguments.only)]
+    TREE.mkdir(parents=True, exist_ok=True)
+    copy_tree()
+    status, out = run("cmake", "-S", TREE, "-B", BUILD, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
+                      f"-DCMAKE_CXX_COMPILER={arguments.compiler}",
+                      "-DATTENTILE_BUILD_EXAMPLES=OFF", "-DATTENTILE_WERROR=OFF")
+    if status != 0:
+        raise SystemExit(f"mutate: cmake failed:\n{out[-4000:]}")
+    print("unmodified tree:")
+    seconds = baseline(arguments.jobs)
+
+    results, bad = [], 0
+    for mutant in mutants:
+        start = time.monotonic()
+        mutant.apply()
+        try:
+            verdict, detail = judge(mutant, seconds, arguments.jobs)
+        finally:
+            mutant.apply("-R")
+        expected = "survived" if mutant.survives else "killed"
+        bad += verdict != expected
+        results.append({"name": mutant.name, "file": mutant.file, "mutant": mutant.what,
+                        "verdict": verdict, "detail": detail, "expected": expected,
+                        "seconds": round(time.monotonic() - start, 1)})
+        print(f"{mutant.name:36} {verdict:9} {detail}", flush=True)
+        (WORK / "result.json").write_text(json.dumps(results, indent=1) + "\n")
+    killed = sum(result["verdict"] == "killed" for result in results)
+    print(f"{len(results)} mutants, {killed} killed, {len(results) - killed} not, {bad} unexpected")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
