@@ -9,6 +9,7 @@
 #include "cli/memory.h"
 #include "cli/numbers.h"
 #include "cli/output_file.h"
+#include "cli/progress.h"
 #include "cli/tensors.h"
 #include "io/safetensors.h"
 
@@ -151,10 +152,23 @@ Json to_json(const AttendRequest& request, const AttendResult& result) {
 
 void print_pass(std::FILE* stream, const char* name, const PassResult& pass) {
   const double gflops = pass.seconds > 0 ? pass.plan.flops / pass.seconds * 1e-9 : 0;
-  fmt::print(stream, "{:<9} {:>10} {:>9.1f} GFLOP/s   read {:>9}   written {:>9}   {}\n", name,
+  fmt::print(stream, "{:<8} {:>12} {:>14.1f} {:>12} {:>12}   {} x {}\n", name,
              seconds_words(pass.seconds), gflops,
              bytes_words(static_cast<double>(pass.traffic.bytes_read)),
-             bytes_words(static_cast<double>(pass.traffic.bytes_written)), plan_words(pass.plan));
+             bytes_words(static_cast<double>(pass.traffic.bytes_written)), pass.plan.tile_m,
+             pass.plan.tile_n);
+}
+
+void print_passes(std::FILE* stream, const AttendResult& result) {
+  const Plan& plan = result.backward ? result.backward->plan : result.forward.plan;
+  fmt::print(stream, "{}\n{} on {}, {} thread{}, workspace {}\n\n",
+             shape_words(result.forward.problem), to_string(plan.algorithm), to_string(plan.isa),
+             plan.threads, plan.threads == 1 ? "" : "s",
+             bytes_words(static_cast<double>(plan.workspace_bytes)));
+  fmt::print(stream, "{:<8} {:>12} {:>14} {:>12} {:>12}   {}\n", "pass", "time", "GFLOP/s", "read",
+             "written", "tiles");
+  print_pass(stream, "forward", result.forward);
+  if (result.backward) print_pass(stream, "backward", *result.backward);
 }
 
 void print_verdicts(std::FILE* stream, const std::vector<reference::Verdict>& verdicts) {
@@ -169,9 +183,7 @@ void print_verdicts(std::FILE* stream, const std::vector<reference::Verdict>& ve
 }
 
 void print_text(std::FILE* stream, const AttendRequest& request, const AttendResult& result) {
-  fmt::print(stream, "{}\n", shape_words(result.forward.problem));
-  print_pass(stream, "forward", result.forward);
-  if (result.backward) print_pass(stream, "backward", *result.backward);
+  print_passes(stream, result);
   if (request.work.verify) print_verdicts(stream, result.verdicts);
   if (request.out) fmt::print(stream, "\nwritten: {}\n", *request.out);
 }
@@ -185,7 +197,9 @@ Exit attend(const Words& words, const Streams& streams) {
   const AttendRequest request = read_request(arguments, streams);
   if (request.out) check_output("--out", *request.out, input_paths(request.tensors));
 
+  const InterruptGuard guard;
   CallTensors call = load_call(request.tensors);
+  InterruptGuard::check();
   const AttendResult result = run_attend(call, request.work);
   if (request.out) require_ok(io::write_safetensors(*request.out, call.results));
   if (request.json) {

@@ -68,7 +68,6 @@ AttendResult run_attend(CallTensors& call, const AttendWork& work) {
   require_enough_memory(call, result);
   allocate_results(call, work.layout);
 
-  const InterruptGuard guard;
   result.forward.problem =
       take(validate_forward(call.inputs, call.outputs, work.options, Check::kCall));
   compute(result.forward, context, "forward", work.progress, [&](const ExecutionContext& with) {

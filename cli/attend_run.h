@@ -34,7 +34,8 @@ struct AttendWork {
   std::FILE* progress = nullptr;
 };
 
-// Computes and, if asked, verifies; call.results holds the outputs afterwards.
+// Computes and, if asked, verifies; call.results holds the outputs afterwards. Ctrl-C stops it
+// where the caller holds an InterruptGuard.
 AttendResult run_attend(CallTensors& call, const AttendWork& work);
 
 }  // namespace attentile::cli

@@ -190,7 +190,8 @@ std::string to_html(const Explained& explained) {
       R"(<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{0}</title>
 <style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; color: #24292f; }}
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 62em; margin: 2em auto;
+       padding: 0 1em; color: #24292f; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .2em .9em; text-align: right; border-bottom: 1px solid #d0d7de; }}
 svg {{ max-width: 100%; height: auto; }}
@@ -201,7 +202,8 @@ svg {{ max-width: 100%; height: auto; }}
 output so far are multiplied by <i>rescale</i> = exp(old maximum - new maximum); hidden tiles are
 never read. At the end lse = row_max + log(row_sum) = {3:.6f}; the result differs from the softmax
 taken at once by at most {4:.1e}.</p>
-<table><tr><th>key tile</th><th>class</th><th>tile max</th><th>row_max</th><th>rescale</th><th>row_sum</th></tr>
+<table><tr><th>key tile</th><th>class</th><th>tile max</th><th>row_max</th><th>rescale</th>
+<th>row_sum</th></tr>
 {5}</table>
 </body></html>
 )",

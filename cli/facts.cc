@@ -72,13 +72,6 @@ std::string shape_words(const Problem& problem) {
   return text;
 }
 
-std::string plan_words(const Plan& plan) {
-  return fmt::format("{} on {}, {} thread{}, tiles {} x {}, workspace {}",
-                     to_string(plan.algorithm), to_string(plan.isa), plan.threads,
-                     plan.threads == 1 ? "" : "s", plan.tile_m, plan.tile_n,
-                     bytes_words(static_cast<double>(plan.workspace_bytes)));
-}
-
 std::string seconds_words(double seconds) {
   if (seconds < 1e-3) return fmt::format("{:.1f} us", seconds * 1e6);
   if (seconds < 1) return fmt::format("{:.2f} ms", seconds * 1e3);

@@ -21,8 +21,6 @@ Json traffic_facts(const Traffic& traffic);
 
 // "float16, batch 1, 1024 x 1024, 9/3 heads, head_dim 64, causal"
 std::string shape_words(const Problem& problem);
-// "flash2 on avx512, 2 threads, tiles 64 x 128, workspace 1.25 MiB"
-std::string plan_words(const Plan& plan);
 
 // "1.23 ms"
 std::string seconds_words(double seconds);

@@ -2,10 +2,9 @@
 // Available memory from the kernel's own figures: /proc/meminfo and the control group's limit.
 #include "cli/memory.h"
 
-#include <sys/resource.h>
-
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
 #include <limits>
 #include <string>
@@ -25,13 +24,11 @@ double number_in(const char* path) {
   return file >> value ? value : kUnknown;
 }
 
-double meminfo_available() {
-  std::ifstream file("/proc/meminfo");
+// The line "NAME   1234 kB" of a file of the kernel's.
+double status_kilobytes(const char* path, std::string_view name) {
+  std::ifstream file(path);
   for (std::string line; std::getline(file, line);) {
-    double kilobytes = 0;
-    if (std::sscanf(line.c_str(), "MemAvailable: %lf kB", &kilobytes) == 1) {
-      return kilobytes * 1024;
-    }
+    if (line.starts_with(name)) return std::strtod(line.c_str() + name.size(), nullptr);
   }
   return kUnknown;
 }
@@ -52,7 +49,7 @@ double cgroup_available() {
 }  // namespace
 
 double available_memory() {
-  return std::min(meminfo_available(), cgroup_available());
+  return std::min(status_kilobytes("/proc/meminfo", "MemAvailable:") * 1024, cgroup_available());
 }
 
 void require_memory(std::string_view what, double bytes) {
@@ -66,9 +63,7 @@ void require_memory(std::string_view what, double bytes) {
 }
 
 double peak_resident_bytes() {
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  return static_cast<double>(usage.ru_maxrss) * 1024;
+  return status_kilobytes("/proc/self/status", "VmHWM:") * 1024;
 }
 
 }  // namespace attentile::cli

@@ -14,7 +14,8 @@ double available_memory();
 // An Error with status 3 unless `bytes` are available. `what` begins the sentence.
 void require_memory(std::string_view what, double bytes);
 
-// Largest resident size of this process so far, in bytes.
+// Largest resident size that this program had so far, in bytes (getrusage would count the program
+// that started it too). Infinite when the system does not say.
 double peak_resident_bytes();
 
 }  // namespace attentile::cli

@@ -10,7 +10,8 @@ namespace attentile::cli {
 namespace {
 
 constexpr const char* kStyle = R"(
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 64em; margin: 2em auto; padding: 0 1em; color: #24292f; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 64em; margin: 2em auto; padding: 0 1em;
+       color: #24292f; }
 h1 { margin-bottom: .2em; }
 dl { display: grid; grid-template-columns: max-content auto; gap: .1em 1.2em; color: #57606a; }
 dd { margin: 0; }

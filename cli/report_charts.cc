@@ -112,6 +112,13 @@ std::map<std::string, Curves> families(const std::vector<Json>& records,
   return result;
 }
 
+// "100 ms"
+std::string tick_words(double seconds) {
+  if (seconds < 0.9e-3) return fmt::format("{:.3g} us", seconds * 1e6);
+  if (seconds < 0.9) return fmt::format("{:.3g} ms", seconds * 1e3);
+  return fmt::format("{:.3g} s", seconds);
+}
+
 struct LogAxis {
   double low;
   double high;
@@ -135,21 +142,21 @@ std::string draw_family(const std::string& title, const Curves& curves,
   }
   const double y_floor = std::pow(10, std::floor(std::log10(y_low)));
   const double y_ceiling = std::pow(10, std::floor(std::log10(y_high)) + 1);
-  const LogAxis x{std::max(x_low, 1.0), std::max(x_high, 2.0), 80, 560};
+  const LogAxis x{std::max(x_low, 1.0), std::max(x_high, 2.0), 92, 548};
   const LogAxis y{y_floor, y_ceiling, 330, -250};
   Svg svg(700, 390);
-  svg.text(80, 26, "Time against sequence length", {.size = 16, .bold = true});
-  svg.text(80, 46, title, {.size = 12, .color = "#57606a"});
+  svg.text(92, 26, "Time against sequence length", {.size = 16, .bold = true});
+  svg.text(92, 46, title, {.size = 12, .color = "#57606a"});
   for (double tick = y_floor; tick <= y_ceiling * 1.001; tick *= 10) {
-    svg.line(80, y.at(tick), 640, y.at(tick), kGrid);
-    svg.text(72, y.at(tick) + 4, seconds_words(tick), {.size = 11, .anchor = "end"});
+    svg.line(92, y.at(tick), 640, y.at(tick), kGrid);
+    svg.text(84, y.at(tick) + 4, tick_words(tick), {.size = 11, .anchor = "end"});
   }
   for (double tick = 1; tick <= x.high * 1.001; tick *= 2) {
     if (tick < x.low * 0.999) continue;
     svg.line(x.at(tick), 80, x.at(tick), 330, kGrid);
     svg.text(x.at(tick), 348, fmt::format("{:.0f}", tick), {.size = 11, .anchor = "middle"});
   }
-  svg.rect({80, 80, 560, 250}, "none", "stroke=\"#24292f\"");
+  svg.rect({92, 80, 548, 250}, "none", "stroke=\"#24292f\"");
   for (const auto& [name, points] : curves) {
     std::string path;
     for (const Point& point : points) {
@@ -161,9 +168,9 @@ std::string draw_family(const std::string& title, const Curves& curves,
         fmt::format("<polyline points=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"2\"/>\n",
                     path, series_color(name)));
   }
-  svg.text(360, 372, "sequence length, tokens", {.anchor = "middle"});
-  svg.text(20, 205, "median time", {.anchor = "middle", .rotate = -90});
-  draw_name_legend(svg, 80, 68, names);
+  svg.text(366, 372, "sequence length, tokens", {.anchor = "middle"});
+  svg.text(24, 205, "median time", {.anchor = "middle", .rotate = -90});
+  draw_name_legend(svg, 92, 68, names);
   return svg.finish();
 }
 
@@ -180,40 +187,43 @@ std::string draw_speed_bars(const std::vector<Json>& records) {
   const std::vector<Group> groups = group_bars(records, names);
   double top = 1;
   size_t bars = 0;
+  size_t longest = 0;
   for (const Group& group : groups) {
+    longest = std::max(longest, group.words.size());
     top = std::max(top, group.peak);
     for (const auto& [name, gflops] : group.bars) top = std::max(top, gflops);
     bars += group.bars.size();
   }
-  constexpr double kLeft = 330, kWidth = 470, kBar = 17, kGap = 14, kTop = 84;
+  const double left = 30 + 7.3 * static_cast<double>(longest);
+  constexpr double kWidth = 470, kBar = 17, kGap = 14, kTop = 84;
   const double height =
       static_cast<double>(bars) * kBar + static_cast<double>(groups.size()) * kGap;
-  Svg svg(kLeft + kWidth + 90, kTop + height + 60);
+  Svg svg(left + kWidth + 90, kTop + height + 60);
   svg.text(20, 28, "Useful GFLOP/s; the dark mark is the peak measured in the same process",
            {.size = 16, .bold = true});
   draw_name_legend(svg, 20, 56, names);
   const double step = nice_step(top, 8);
   for (double tick = 0; tick <= top * 1.0001; tick += step) {
-    const double x = kLeft + kWidth * tick / top;
+    const double x = left + kWidth * tick / top;
     svg.line(x, kTop, x, kTop + height, kGrid);
     svg.text(x, kTop + height + 18, fmt::format("{:.6g}", tick), {.size = 11, .anchor = "middle"});
   }
-  svg.text(kLeft + kWidth / 2, kTop + height + 42, "GFLOP/s", {.anchor = "middle"});
+  svg.text(left + kWidth / 2, kTop + height + 42, "GFLOP/s", {.anchor = "middle"});
   double y = kTop + kGap / 2;
   for (const Group& group : groups) {
     const double group_height = static_cast<double>(group.bars.size()) * kBar;
-    svg.text(kLeft - 10, y + group_height / 2 + 4, group.words, {.size = 12, .anchor = "end"});
+    svg.text(left - 10, y + group_height / 2 + 4, group.words, {.size = 12, .anchor = "end"});
     for (size_t i = 0; i < group.bars.size(); ++i) {
       const auto& [name, gflops] = group.bars[i];
       const double bar_y = y + static_cast<double>(i) * kBar;
       const double width = kWidth * std::max(gflops, 0.0) / top;
-      svg.rect({kLeft, bar_y + 1, width, kBar - 2}, series_color(name));
+      svg.rect({left, bar_y + 1, width, kBar - 2}, series_color(name));
       svg.text(
-          kLeft + width + 6, bar_y + 13,
+          left + width + 6, bar_y + 13,
           fmt::format("{:.1f} ({:.0f} %)", gflops, group.peak > 0 ? 100 * gflops / group.peak : 0),
           {.size = 11});
     }
-    const double peak_x = kLeft + kWidth * group.peak / top;
+    const double peak_x = left + kWidth * group.peak / top;
     svg.line(peak_x, y, peak_x, y + group_height, kInk, 2);
     y += group_height + kGap;
   }

@@ -7,6 +7,7 @@
 #include "cli/error.h"
 #include "cli/memory.h"
 #include "cli/numbers.h"
+#include "cli/progress.h"
 #include "cli/random_fill.h"
 #include "io/npy.h"
 #include "io/safetensors.h"
@@ -54,6 +55,7 @@ void fill_random(const TensorRequest& request, io::TensorMap& tensors) {
   }
   require_memory("--random", bytes);
   for (const RandomTensor& tensor : wanted) {
+    InterruptGuard::check();
     io::Tensor made = take(io::make_tensor(
         dtype, stored_shape(request.layout, shape.batch, tensor.seqlen, tensor.heads, tensor.dim),
         tensor.name));

@@ -130,7 +130,8 @@ Exit verify(const Words& words, const Streams& streams) {
     InterruptGuard::check();
   }
   if (!summary.status.ok()) {
-    throw Error(exit_of(summary.status.code()), "--filter: " + summary.status.message());
+    // The sentence begins with the field's name, "filter".
+    throw Error(exit_of(summary.status.code()), "--" + summary.status.message());
   }
   if (summary.cells == 0) wrong_request("--filter: no cell matches, expected at least one");
   if (arguments.has("--json")) {

@@ -127,7 +127,6 @@ void sink_gradient_task(void* job, int64_t task, int worker, Progress& progress)
   Worker<Isa, Real> w(job, worker, progress);
   const Problem& p = w.problem;
   const double sink = load_scalar<Isa, float>(p.sink.at(task, 0, 0, 0), DType::kFloat32);
-  const int64_t half = w.plan.row_state.bytes / 2 / static_cast<int64_t>(sizeof(Real));
   double sum = 0;
   for (int64_t b = 0; b < p.batch; ++b) {
     const Sequence s = p.sequence(b);
@@ -138,7 +137,7 @@ void sink_gradient_task(void* job, int64_t task, int worker, Progress& progress)
       const double log_weight = sink - static_cast<double>(row[0]);
       const bool weightless = sink == -std::numeric_limits<double>::infinity();
       const double weight = weightless ? 0.0 : std::exp(log_weight > 0 ? 0.0 : log_weight);
-      sum -= weight * static_cast<double>(row[half]);
+      sum -= weight * static_cast<double>(row[w.plan.row_stride]);
     }
   }
   *reinterpret_cast<float*>(p.dsink.at(task, 0, 0, 0)) = static_cast<float>(sum + 0.0);

@@ -98,7 +98,7 @@ void read_sysfs_caches(int64_t (&bytes)[3]) {
     };
     read_field("level");
     if (text[0] == '\0') return;
-    const int level = std::atoi(text);
+    const int64_t level = parse_size(text);
     read_field("type");
     if (level < 1 || level > 3 || std::strcmp(text, "Instruction") == 0) continue;
     read_field("size");
@@ -163,9 +163,9 @@ uint32_t find_isas() {
 
 void find_model(char (&model)[64]) {
   uint32_t words[13] = {};
-  for (uint32_t part = 0; part < 3; ++part) {
-    uint32_t* word = words + 4 * part;
-    if (__get_cpuid(0x80000002 + part, word, word + 1, word + 2, word + 3) == 0) break;
+  uint32_t* word = words;
+  for (uint32_t leaf = 0x80000002; leaf <= 0x80000004; ++leaf, word += 4) {
+    if (__get_cpuid(leaf, word, word + 1, word + 2, word + 3) == 0) break;
   }
   char text[sizeof words];
   std::memcpy(text, words, sizeof words);

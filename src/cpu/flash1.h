@@ -30,12 +30,11 @@ struct Flash1State {
 template <class Isa, class Real>
 inline Flash1State<Isa, Real> flash1_state(const Worker<Isa, Real>& w, const Tile& t, int64_t n) {
   const int64_t row = state_row<Real>(w.plan, w.job, w.problem.num_heads_q, t.b, t.h, n * t.lanes);
-  const int64_t half = w.plan.row_state.bytes / 2 / static_cast<int64_t>(sizeof(Real));
   Real* rows = w.job.template array<Real>(w.plan.row_state);
   Flash1State<Isa, Real> state;
   state.o = w.job.template array<Real>(w.plan.tile_state) + row * w.problem.head_dim_v;
   state.row_max = rows + row;
-  state.row_sum = rows + half + row;
+  state.row_sum = rows + w.plan.row_stride + row;
   return state;
 }
 

@@ -45,14 +45,18 @@ template <class Isa, class Real>
   const V zero = V::set1(Real{0});
   for (int m = 0; m < t.rows; ++m) {
     for (int n = 0; n < t.cols; n += V::kLanes) {
+      Real* c = t.c + m * t.c_row + n;
+      V total = V::load(c);
       V acc = zero;
       for (int k = 0; k < t.depth; ++k) {
         const V a = V::select_lt(V::load(hide + k * t.b_step + n), zero, zero,
                                  V::set1(t.a[m * t.a_row + k * t.a_step]));
         acc = V::fma(a, V::load(t.b + k * t.b_step + n), acc);
+        if (k + 1 < t.depth && (k + 1) % kLongestSum<Real> != 0) continue;
+        total = total + acc;
+        acc = zero;
       }
-      Real* c = t.c + m * t.c_row + n;
-      (V::load(c) + acc).store(c);
+      total.store(c);
     }
   }
 }
@@ -171,22 +175,29 @@ inline void load_panel_queries(Worker<Isa, Real>& w, const Sequence& s, int64_t 
 
 template <class Isa, class Real>
 inline void store_lse(Worker<Isa, Real>& w, const Tile& t, const Panel<Real>& panel,
-                      const double* lse) {
+                      const RowLse* lse) {
   const Array4& array = w.problem.lse;
   if (!array.present) return;
   for (int i = 0; i < panel.rows; ++i) {
     char* cell = array.at(t.s->batch_q, t.h, t.s->row_q + panel.q0 + i, 0);
-    *reinterpret_cast<Real*>(cell) = static_cast<Real>(lse[i]);
+    *reinterpret_cast<Real*>(cell) = static_cast<Real>(lse[i].value());
   }
   w.count_written(panel.rows * static_cast<int64_t>(sizeof(Real)));
 }
 
-// Rows whose every visible logit is -inf: 0, also where a value they see is NaN.
+// O = O / l, in place; 0 for rows whose every visible logit is -inf, also where a value they see is
+// NaN.
 template <class Isa, class Real>
-inline void clear_weightless(const Panel<Real>& panel, int head_dim_v) {
-  for (int i = 0; i < panel.rows; ++i) {
-    if (panel.row_sum[i] != Real{0}) continue;
-    for (int c = 0; c < head_dim_v; ++c) panel.acc_o[c * panel.lanes + i] = 0;
+inline void divide_rows(const Panel<Real>& panel, int head_dim_v, const Real* divisor) {
+  using V = Vec<Isa, Real>;
+  const V zero = V::set1(Real{0});
+  for (int i = 0; i < panel.lanes; i += V::kLanes) {
+    const V l = V::load(divisor + i);
+    const V largest = V::set1(std::numeric_limits<Real>::max());
+    for (int c = 0; c < head_dim_v; ++c) {
+      Real* cell = panel.acc_o + static_cast<int64_t>(c) * panel.lanes + i;
+      V::select_lt(largest, l, zero, V::load(cell) / l).store(cell);
+    }
   }
 }
 
@@ -195,16 +206,15 @@ template <class Isa, class Real>
 inline void store_panel(Worker<Isa, Real>& w, const Tile& t, const Panel<Real>& panel,
                         const ScoreScale<Real>& scale, Real* row_buffer) {
   const Problem& p = w.problem;
-  Real* factor = row_buffer;  // [lanes], then one row of out
-  double lse[kMaxPanelLanes];
-  close_rows<Isa, Real>(p, t.h, panel, scale, factor, lse);
-  if (p.dropout.enabled) {
-    for (int i = 0; i < panel.rows; ++i) factor[i] *= static_cast<Real>(p.dropout.scale);
-  }
-  clear_weightless<Isa, Real>(panel, static_cast<int>(p.head_dim_v));
-  store_queries<Isa, Real>(w, p.out, *t.s, t.h, panel.q0, panel.rows,
-                           static_cast<int>(p.head_dim_v), panel.acc_o, panel.lanes, factor,
-                           row_buffer + panel.lanes);
+  const int head_dim_v = static_cast<int>(p.head_dim_v);
+  Real* lane_buffer = row_buffer;  // [lanes], then one row of out
+  RowLse lse[kMaxPanelLanes];
+  close_rows<Isa, Real>(p, t.h, panel, scale, lane_buffer, lse);
+  divide_rows<Isa, Real>(panel, head_dim_v, lane_buffer);
+  const Real kept_scale = static_cast<Real>(p.dropout.enabled ? p.dropout.scale : 1.0);
+  for (int i = 0; i < panel.lanes; ++i) lane_buffer[i] = kept_scale;
+  store_queries<Isa, Real>(w, p.out, *t.s, t.h, panel.q0, panel.rows, head_dim_v, panel.acc_o,
+                           panel.lanes, lane_buffer, row_buffer + panel.lanes);
   store_lse<Isa, Real>(w, t, panel, lse);
 }
 

@@ -36,7 +36,7 @@ constexpr KernelSet make_kernel_set() {
   set.run[kStandardScores] = &standard_scores_task<Isa, Real>;
   set.run[kStandardSoftmax] = &standard_softmax_task<Isa, Real>;
   set.run[kStandardOutput] = &standard_output_task<Isa, Real>;
-  set.run[kBackwardDelta] = &backward_delta_task<Isa, Real>;
+  set.run[kBackwardRows] = &backward_rows_task<Isa, Real>;
   set.run[kFlash2Backward] = &flash2_backward_task<Isa, Real>;
   set.run[kFlash1Backward] = &flash1_backward_task<Isa, Real>;
   set.run[kStandardProbs] = &standard_probs_task<Isa, Real>;

@@ -19,7 +19,7 @@ enum KernelId : int {
   kStandardScores,   // task: as flash2; writes S
   kStandardSoftmax,  // task: as flash2; S becomes P, writes lse
   kStandardOutput,   // task: as flash2; writes out
-  kBackwardDelta,    // task: (batch, head, block of tile_m queries); delta = rowsum(dout * out) -
+  kBackwardRows,     // task: as flash2; delta = rowsum(dout * out) - dlse, and lse with its rest
                      // dlse
   kFlash2Backward,   // task: (batch, KV head, block of tile_keys keys); dk, dv, dq in turn
   kFlash1Backward,   // task: (batch, KV head)
@@ -84,11 +84,12 @@ struct CpuPlan {
 
   // Workspace: shared arrays, then `workers` scratch slices.
   Slice query_blocks, key_blocks, padded_rows, score_offsets;  // int64 prefix sums [batch + 1]
-  Slice row_state;   // delta and lse (backward), or m and l (flash1): [2][padded rows]
+  Slice row_state;   // [arrays][row_stride]: lse, delta, rest of lse (backward); m, l (flash1)
   Slice tile_state;  // O (flash1) or dQ (backward), transposed panels: [padded rows][dim]
   Slice scores;      // standard: S or P, transposed panels, in q's dtype
   Slice gradients;   // standard backward: dS, likewise
   Slice turns;       // int32 per panel: whose turn it is to add into dq
+  int64_t row_stride = 0;  // padded rows of all heads
   int64_t shared_bytes = 0;
   int64_t scratch_bytes = 0;  // of one worker
   int64_t workspace_bytes = 0;

@@ -10,7 +10,9 @@
 
 namespace attentile::cpu {
 
-inline constexpr double kRaiseThreshold = 10.0;  // in log2 of the weight
+// In log2 of the weight. In float64 the maximum is never stale: there its rounding would show.
+template <class Real>
+inline constexpr Real kRaiseThreshold = sizeof(Real) == 4 ? 10 : 0;
 
 template <class Real>
 struct Panel {
@@ -34,13 +36,12 @@ inline void reset_panel(const Panel<Real>& panel, int head_dim_v) {
 // Turns tile values s [keys][lanes] into weights, in place, and takes them into m and l; rescales O
 // where m was raised.
 template <class Isa, class Real>
-inline void online_softmax(const Panel<Real>& panel, int keys, int head_dim_v, Real exponent,
-                           Real* s) {
+inline void online_softmax(const Panel<Real>& panel, int keys, int head_dim_v,
+                           Exponent<Real> exponent, Real* s) {
   using V = Vec<Isa, Real>;
   const V infinity = V::set1(-std::numeric_limits<Real>::infinity());
   const V zero = V::set1(Real{0});
-  const V scale = V::set1(exponent);
-  const V margin = V::set1(static_cast<Real>(kRaiseThreshold) / exponent);
+  const V margin = V::set1(kRaiseThreshold<Real> / exponent.hi);
   const int lanes = panel.lanes;
   for (int i = 0; i < lanes; i += V::kLanes) {
     V tile_max = infinity;
@@ -49,7 +50,7 @@ inline void online_softmax(const Panel<Real>& panel, int keys, int head_dim_v, R
     if (V::any_lt(row_max + margin, tile_max)) {
       const V raised = V::select_lt(row_max + margin, tile_max, tile_max, row_max);
       const V alpha =
-          V::select_lt(row_max, raised, exp2<Isa>((row_max - raised) * scale), V::set1(Real{1}));
+          V::select_lt(row_max, raised, exp2<Isa>(row_max - raised, exponent), V::set1(Real{1}));
       (V::load(panel.row_sum + i) * alpha).store(panel.row_sum + i);
       for (int c = 0; c < head_dim_v; ++c) {
         Real* o = panel.acc_o + static_cast<int64_t>(c) * lanes + i;
@@ -61,7 +62,7 @@ inline void online_softmax(const Panel<Real>& panel, int keys, int head_dim_v, R
     const V base = V::select_lt(infinity, row_max, row_max, zero);  // -inf - -inf would be NaN
     V sum = zero;
     for (int k = 0; k < keys; ++k) {
-      const V weight = exp2<Isa>((V::load(s + k * lanes + i) - base) * scale);
+      const V weight = exp2<Isa>(V::load(s + k * lanes + i) - base, exponent);
       weight.store(s + k * lanes + i);
       sum = sum + weight;
     }
@@ -69,30 +70,39 @@ inline void online_softmax(const Panel<Real>& panel, int keys, int head_dim_v, R
   }
 }
 
-// Closes the rows: lse[i] = m + log(l) (with the sink as one more logit), and factor[i], what the
-// weights are divided by: 1 / l. A row that saw nothing gets factor 0.
+// lse in two parts, hi + lo, that together carry more than either: the maximum and the logarithm of
+// the sum relative to it.
+struct RowLse {
+  double hi = 0;
+  double lo = 0;
+  double value() const { return hi + lo; }
+};
+
+// Closes the rows: lse[i] = m + log(l) (with the sink as one more logit), and divisor[i], what O
+// and the weights relative to m are divided by: l. A row that saw nothing gets infinity.
 template <class Isa, class Real>
 inline void close_rows(const Problem& p, int64_t h, const Panel<Real>& panel,
-                       const ScoreScale<Real>& scale, Real* factor, double* lse) {
+                       const ScoreScale<Real>& scale, Real* divisor, RowLse* lse) {
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
   const double sink =
       p.sink.present ? load_scalar<Isa, float>(p.sink.at(h, 0, 0, 0), DType::kFloat32) : -kInfinity;
-  for (int i = 0; i < panel.rows; ++i) {
+  for (int i = 0; i < panel.lanes; ++i) {
     // The product is rounded as the backward pass rounds it, so that a dominant key weighs
     // exactly 1.
     const Real logit = scale.folded ? panel.row_max[i] * scale.logit : panel.row_max[i];
     const double row_max = panel.row_max[i] == -kInfinity ? -kInfinity : static_cast<double>(logit);
     const double row_sum = panel.row_sum[i];
+    const bool empty = row_sum == 0.0;
     if (sink == -kInfinity) {
-      lse[i] = row_sum == 0.0 ? -kInfinity : row_max + std::log(row_sum);
-      factor[i] = static_cast<Real>(row_sum == 0.0 ? 0.0 : 1.0 / row_sum);
+      lse[i] = {empty ? -kInfinity : row_max, empty ? 0.0 : std::log(row_sum)};
+      divisor[i] = static_cast<Real>(empty ? kInfinity : row_sum);
       continue;
     }
     const double top = row_max > sink ? row_max : sink;
-    const double weight = row_sum == 0.0 ? 0.0 : std::exp(row_max - top);
+    const double weight = empty ? 0.0 : std::exp(row_max - top);
     const double total = row_sum * weight + std::exp(sink - top);
-    lse[i] = top + std::log(total);
-    factor[i] = static_cast<Real>(weight / total);
+    lse[i] = {top, std::log(total)};
+    divisor[i] = static_cast<Real>(total / weight);
   }
 }
 

@@ -136,14 +136,13 @@ int64_t backward_scratch(const Problem& p, const CpuPlan& plan) {
   size.take(product(plan.tile_keys, plan.padded_dim), 2);
   size.take(product(plan.tile_keys, plan.padded_dim_v), 2);
   size.take(lanes * plan.padded_dim);
-  size.take(lanes * plan.padded_dim_v);
+  size.take(lanes * plan.padded_dim_v, 2);
   size.take(p.head_dim * lanes, 2);
   size.take(p.head_dim_v * lanes);
-  size.take(lanes, 3);
+  size.take(lanes, 4);
   size.take(product(plan.tile_n, lanes), 5);
   size.take(2 * lanes);
   size.take(product(plan.tile_n, lanes) * (plan.wide ? 1 : 2));  // sums of bias gradients
-  size.take(max64(p.head_dim, p.head_dim_v), 3);                 // rows of the delta pass
   if (plan.algorithm == Algorithm::kStandard) {
     size.take(plan.tile_n * max64(p.head_dim, p.head_dim_v), 2);
     size.take(plan.rows_buffer_size);
@@ -175,7 +174,7 @@ void list_phases(const Problem& p, const Totals& totals, CpuPlan& plan) {
     return;
   }
   if (!standard || p.dbias.present || p.dsink.present) {
-    add_phase(plan, kBackwardDelta, query_tasks);
+    add_phase(plan, kBackwardRows, query_tasks);
   }
   if (standard) {
     add_phase(plan, kStandardProbs, query_tasks);
@@ -208,7 +207,9 @@ void lay_out_workspace(const Problem& p, const Totals& totals, CpuPlan& plan) {
   place(plan.key_blocks, prefix_bytes);
   place(plan.padded_rows, prefix_bytes);
   place(plan.score_offsets, prefix_bytes);
-  if (plan.backward || flash1_forward) place(plan.row_state, product(rows, 2 * value_bytes));
+  plan.row_stride = rows;
+  const int row_arrays = plan.backward ? 3 : (flash1_forward ? 2 : 0);
+  place(plan.row_state, product(rows, row_arrays * value_bytes));
   if (flash1_forward) place(plan.tile_state, product(rows, p.head_dim_v * value_bytes));
   if (plan.backward && !standard) {
     place(plan.tile_state, product(rows, p.head_dim * value_bytes));

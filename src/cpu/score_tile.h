@@ -12,8 +12,9 @@
 namespace attentile::cpu {
 
 struct Tile {
-  int64_t b = 0;  // batch entry
-  int64_t h = 0;  // query head
+  int64_t b = 0;     // batch entry
+  int64_t h = 0;     // query head
+  int64_t kv_h = 0;  // KV head, where a task is about one; else by group_size
   const Sequence* s = nullptr;
   int64_t q0 = 0;
   int rows = 0;
@@ -30,10 +31,11 @@ struct ScoreScale {
   bool folded = false;  // tile values are raw dot products
   Real logit = 1;       // dot product -> logit (or -> argument of tanh with softcap)
   Real softcap = 0;
-  Real exponent = 1;  // tile value difference -> log2 of the weight
+  Exponent<Real> exponent;  // tile value difference -> log2 of the weight
 };
 
 inline constexpr double kLog2E = 1.4426950408889634;
+inline constexpr double kLog2ETail = 2.0355273740931033e-17;  // log2(e) - kLog2E
 
 template <class Isa, class Real>
 inline Real to_finite(double value) {
@@ -49,7 +51,13 @@ inline ScoreScale<Real> make_score_scale(const Problem& p, bool may_fold) {
   scale.folded = may_fold && plain && exponent > 1e-30 && exponent < 1e30;
   scale.softcap = to_finite<Isa, Real>(p.softcap);
   scale.logit = to_finite<Isa, Real>(p.softcap > 0 ? p.softmax_scale / p.softcap : p.softmax_scale);
-  scale.exponent = static_cast<Real>(scale.folded ? exponent : kLog2E);
+  const double factor = scale.folded ? exponent : kLog2E;
+  scale.exponent.hi = static_cast<Real>(factor);
+  const double tail =
+      scale.folded ? std::fma(p.softmax_scale, kLog2E, -exponent) + p.softmax_scale * kLog2ETail
+                   : kLog2ETail;
+  const double rest = factor - static_cast<double>(scale.exponent.hi);  // 0 in double
+  scale.exponent.lo = static_cast<Real>(rest + tail);
   return scale;
 }
 

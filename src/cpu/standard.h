@@ -145,17 +145,17 @@ void standard_scores_task(void* job, int64_t task, int worker, Progress& progres
   }
 }
 
-// Softmax of a strip in place: e^(s - max) and its sum, then divided. lse may be null.
+// Softmax of a strip in place: e^(s - max) and its sum, then divided.
 template <class Isa, class Real>
 inline void softmax_strip(Worker<Isa, Real>& w, const Tile& t, Real* s, Real* lanes_buffer,
-                          double* lse) {
+                          RowLse* lse) {
   using V = Vec<Isa, Real>;
   Panel<Real> panel;
   panel.rows = t.rows;
   panel.lanes = t.lanes;
   panel.row_max = lanes_buffer;
   panel.row_sum = lanes_buffer + t.lanes;
-  Real* factor = lanes_buffer + 2 * t.lanes;
+  Real* divisor = lanes_buffer + 2 * t.lanes;
   reset_panel<Isa, Real>(panel, 0);
   const ScoreScale<Real> scale = make_score_scale<Isa, Real>(w.problem, false);
   // Tile by tile, so that long sums are summed in blocks as everywhere; the maximum comes first and
@@ -170,12 +170,11 @@ inline void softmax_strip(Worker<Isa, Real>& w, const Tile& t, Real* s, Real* la
     const int keys = t.keys - k0 < 64 ? t.keys - k0 : 64;
     online_softmax<Isa, Real>(panel, keys, 0, scale.exponent, s + k0 * int64_t{t.lanes});
   }
-  close_rows<Isa, Real>(w.problem, t.h, panel, scale, factor, lse);
-  for (int i = t.rows; i < t.lanes; ++i) factor[i] = 0;
+  close_rows<Isa, Real>(w.problem, t.h, panel, scale, divisor, lse);
   for (int k = 0; k < t.keys; ++k) {
     for (int i = 0; i < t.lanes; i += V::kLanes) {
       Real* cell = s + k * int64_t{t.lanes} + i;
-      (V::load(cell) * V::load(factor + i)).store(cell);
+      (V::load(cell) / V::load(divisor + i)).store(cell);
     }
   }
 }
@@ -186,7 +185,7 @@ void standard_softmax_task(void* job, int64_t task, int worker, Progress& progre
   StandardBlock<Isa, Real> block(w, task);
   Real* strip = w.take(w.problem.max_seqlen_k * block.t.lanes);
   Real* lanes_buffer = w.take(3 * block.t.lanes);
-  double lse[kMaxPanelLanes];
+  RowLse lse[kMaxPanelLanes];
   for (int64_t q0 = block.q_begin; q0 < block.q_end; q0 += block.panel_rows) {
     if (!w.keep_going()) return;
     block.select_panel(q0);

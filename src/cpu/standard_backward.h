@@ -77,17 +77,17 @@ inline void standard_ds(Worker<Isa, Real>& w, const Tile& t, const Real* p_strip
   }
 }
 
-// dS of hidden pairs is 0 whatever NaN their values hold.
+// P and dS of hidden pairs are 0 whatever NaN their row or their value holds.
 template <class Isa, class Real>
 inline void clear_hidden(Worker<Isa, Real>& w, StandardBlock<Isa, Real>& block,
-                         const TileScratch<Real>& scratch, Real* ds) {
+                         const TileScratch<Real>& scratch, Real* strip) {
   using V = Vec<Isa, Real>;
   const V zero = V::set1(Real{0});
   for (int64_t k0 = 0, k_end = 0; k0 < block.s.seqlen_k; k0 = k_end) {
     k_end = block.select_keys(w, k0);
     if (classify<Isa>(w.problem, block.t) == TileClass::kFull) continue;
     fill_hide<Isa, Real>(w, block.t, scratch.hide, scratch.lane);
-    Real* tile = ds + k0 * block.t.lanes;
+    Real* tile = strip + k0 * block.t.lanes;
     for (int i = 0; i < block.t.keys * block.t.lanes; i += V::kLanes) {
       V::select_lt(V::load(scratch.hide + i), zero, zero, V::load(tile + i)).store(tile + i);
     }
@@ -113,7 +113,7 @@ void standard_probs_task(void* job, int64_t task, int worker, Progress& progress
   Real* p_strip = w.take(p.max_seqlen_k * lanes);
   Real* ds_strip = w.take(p.max_seqlen_k * lanes);
   Real* cap_strip = p.softcap > 0 ? w.take(p.max_seqlen_k * lanes) : nullptr;
-  double lse[kMaxPanelLanes];
+  RowLse lse[kMaxPanelLanes];
   for (int64_t q0 = block.q_begin; q0 < block.q_end; q0 += block.panel_rows) {
     block.select_panel(q0);
     Panel<Real> panel = {.q0 = q0, .rows = block.t.rows, .lanes = block.t.lanes, .q_t = q_t};
@@ -138,6 +138,8 @@ void standard_probs_task(void* job, int64_t task, int worker, Progress& progress
     round_strip<Isa, Real>(p, p_strip, count);
     round_strip<Isa, Real>(p, ds_strip, count);
     softmax_strip<Isa, Real>(w, block.t, p_strip, lanes_buffer, lse);
+    clear_hidden<Isa, Real>(w, block, scratch, p_strip);
+    block.select_all_keys();
     store_scores<Isa, Real>(w, w.plan.scores, block.t, p_strip);
     round_strip<Isa, Real>(p, p_strip, count);
     standard_ds<Isa, Real>(w, block.t, p_strip, cap_strip, lanes_buffer, ds_strip);

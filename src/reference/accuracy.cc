@@ -101,9 +101,8 @@ class Judge {
   double allowed_error(int64_t at) const {
     if (c_.rule == Rule::kOneUlp) return ulp(dtype_, c_.exact->value[static_cast<size_t>(at)]);
     if (c_.rule == Rule::kBitwise) return 0;
-    const bool wide = problem_dtype_ == DType::kFloat64;
-    const double unit = wide ? 0x1p-53 : 0x1p-24;
-    const double factor = wide ? 0 : (c_.kind == Kind::kForward ? 2 : 3);
+    const double unit = problem_dtype_ == DType::kFloat64 ? 0x1p-53 : 0x1p-24;
+    const double factor = c_.kind == Kind::kForward ? 2 : 3;
     const double condition = c_.exact->condition[static_cast<size_t>(at)];
     const double floor = std::max(std::isfinite(condition) ? 4 * unit * condition : 0,
                                   ulp(dtype_, verdict_.max_reference));
@@ -159,8 +158,8 @@ class Judge {
     if (!v.passed) {
       std::snprintf(
           text, sizeof text,
-          "%s[%lld,%lld,%lld,%lld] is %.9g, expected %.9g within %.3g (%lld of %lld fail)", c_.name,
-          static_cast<long long>(v.worst[0]), static_cast<long long>(v.worst[1]),
+          "%s[%lld,%lld,%lld,%lld] is %.17g, expected %.17g within %.3g (%lld of %lld fail)",
+          c_.name, static_cast<long long>(v.worst[0]), static_cast<long long>(v.worst[1]),
           static_cast<long long>(v.worst[2]), static_cast<long long>(v.worst[3]), v.got, v.expected,
           v.allowed, static_cast<long long>(v.failures), static_cast<long long>(v.elements));
       v.reason = text;

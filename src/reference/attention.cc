@@ -121,8 +121,13 @@ Status compute_exact(const Problem& problem, const ExecutionContext& context, Ex
     const PassSettings settings = {.values = value_arrays(result),
                                    .with_conditions = true,
                                    .conditions = arrays_over(result, &ExactArray::condition)};
-    Status status = forward_pass<double>(problem, settings, context);
-    if (status.ok() && problem.backward) status = backward_pass<double>(problem, settings, context);
+    // float64 results are judged by a floor of a few units alone: their oracle needs more bits.
+    const bool wide = problem.dtype == DType::kFloat64;
+    Status status = wide ? forward_pass<long double>(problem, settings, context)
+                         : forward_pass<double>(problem, settings, context);
+    if (!status.ok() || !problem.backward) return status;
+    status = wide ? backward_pass<long double>(problem, settings, context)
+                  : backward_pass<double>(problem, settings, context);
     return status;
   } catch (const std::bad_alloc&) {
     return out_of_memory();

@@ -26,8 +26,8 @@ using FileTensors = std::map<std::string, FileTensor>;
 using Changes = std::map<std::string, std::optional<FileTensor>>;
 
 size_t item_size(const std::string& dtype) {
-  const std::map<std::string, size_t> sizes = {{"F32", 4}, {"F16", 2}, {"I32", 4},
-                                               {"U8", 1},  {"I64", 8}};
+  const std::map<std::string, size_t> sizes = {
+      {"F32", 4}, {"F16", 2}, {"I32", 4}, {"U8", 1}, {"I64", 8}};
   return sizes.at(dtype);
 }
 
@@ -103,7 +103,8 @@ std::map<std::string, Changes> changed_files() {
         {"k", FileTensor{"F32", {1, 6, 2, 8}}},
         {"v", FileTensor{"F32", {1, 6, 2, 8}}},
         {"dout", FileTensor{"F32", {1, 4, 3, 8}}}}},
-      {"wide", {{"q", FileTensor{"F32", {1, 1, 1, 513}}}, {"k", FileTensor{"F32", {1, 1, 1, 513}}}}},
+      {"wide",
+       {{"q", FileTensor{"F32", {1, 1, 1, 513}}}, {"k", FileTensor{"F32", {1, 1, 1, 513}}}}},
       {"bias", one("bias", {"F16", {4, 6}})},
       {"bias5", one("bias", {"F32", {1, 2, 4, 5}})},
       {"mask", one("mask", {"F32", {4, 6}})},
@@ -118,9 +119,11 @@ std::map<std::string, Changes> changed_files() {
       {"usedneg", one("seqused_k", {"I32", {1}, {-1}})},
       {"used2", one("seqused_k", {"I32", {2}, {1, 1}})},
       {"pages",
-       {{"block_table", FileTensor{"I32", {1, 2}, {0, 5}}}, {"seqused_k", FileTensor{"I32", {1}, {8}}}}},
+       {{"block_table", FileTensor{"I32", {1, 2}, {0, 5}}},
+        {"seqused_k", FileTensor{"I32", {1}, {8}}}}},
       {"pagesok",
-       {{"block_table", FileTensor{"I32", {1, 1}, {0}}}, {"seqused_k", FileTensor{"I32", {1}, {6}}}}},
+       {{"block_table", FileTensor{"I32", {1, 1}, {0}}},
+        {"seqused_k", FileTensor{"I32", {1}, {6}}}}},
       {"cbi", one("cache_batch_idx", {"I32", {1}, {1}})},
       {"left", one("leftpad_k", {"I32", {1}, {7}})},
       {"leftok", one("leftpad_k", {"I32", {1}, {1}})},
@@ -130,12 +133,15 @@ std::map<std::string, Changes> changed_files() {
 }
 
 nlohmann::json bench_record() {
-  return {{"name", "attentile"}, {"pass", "forward"},      {"dtype", "f32"},
-          {"batch", 1},          {"seqlen_q", 8},          {"seqlen_k", 8},
-          {"num_heads_q", 1},    {"num_heads_kv", 1},      {"head_dim", 8},
-          {"head_dim_v", 8},     {"causal", false},        {"layout", "bshd"},
-          {"device", "cpu"},     {"varlen", false},        {"threads", 1},
-          {"median_s", 1.0},     {"gflops", 1.0},          {"peak_gflops", 2.0},
+  return {{"name", "attentile"},   {"pass", "forward"},
+          {"dtype", "f32"},        {"batch", 1},
+          {"seqlen_q", 8},         {"seqlen_k", 8},
+          {"num_heads_q", 1},      {"num_heads_kv", 1},
+          {"head_dim", 8},         {"head_dim_v", 8},
+          {"causal", false},       {"layout", "bshd"},
+          {"device", "cpu"},       {"varlen", false},
+          {"threads", 1},          {"median_s", 1.0},
+          {"gflops", 1.0},         {"peak_gflops", 2.0},
           {"algorithm", "flash2"}, {"fraction_of_peak", 0.5}};
 }
 

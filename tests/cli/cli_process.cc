@@ -7,10 +7,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <chrono>
+#include <csignal>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <sstream>
+#include <thread>
 
 extern char** environ;
 
@@ -52,7 +55,7 @@ std::vector<std::string> words_of(const std::string& line) {
   return words;
 }
 
-Outcome run_cli(const std::vector<std::string>& words) {
+Outcome run_cli(const std::vector<std::string>& words, int interrupt_after_ms) {
   const std::filesystem::path folder = fresh_directory();
   const std::string out = (folder / "out").string();
   const std::string err = (folder / "err").string();
@@ -76,6 +79,10 @@ Outcome run_cli(const std::vector<std::string>& words) {
     ADD_FAILURE() << program << ": " << std::strerror(error);
   } else {
     int state = 0;
+    if (interrupt_after_ms > 0) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(interrupt_after_ms));
+      kill(child, SIGINT);
+    }
     waitpid(child, &state, 0);
     outcome.status = WIFEXITED(state) ? WEXITSTATUS(state) : 128 + WTERMSIG(state);
     outcome.out = read_file(out);
@@ -93,14 +100,21 @@ void CliTest::TearDown() {
   std::filesystem::remove_all(directory_);
 }
 
-Outcome CliTest::cli(const std::string& line) const {
+Outcome CliTest::cli(const std::string& line, int interrupt_after_ms) const {
   std::vector<std::string> words = words_of(line);
   for (std::string& word : words) {
     for (size_t at; (at = word.find("{dir}")) != std::string::npos;) {
       word.replace(at, 5, directory_.string());
     }
   }
-  return run_cli(words);
+  return run_cli(words, interrupt_after_ms);
+}
+
+std::string CliTest::good(const std::string& line) const {
+  const Outcome outcome = cli(line);
+  EXPECT_EQ(outcome.status, 0) << line;
+  EXPECT_EQ(outcome.err, "") << line;
+  return outcome.out;
 }
 
 void CliTest::save(const std::string& name,

@@ -20,8 +20,8 @@ struct Outcome {
   std::string err;
 };
 
-// argv[0] is added.
-Outcome run_cli(const std::vector<std::string>& words);
+// argv[0] is added. interrupt_after_ms: when to send SIGINT, 0 for never.
+Outcome run_cli(const std::vector<std::string>& words, int interrupt_after_ms = 0);
 
 // "attend --random 1,2" cut at blanks.
 std::vector<std::string> words_of(const std::string& line);
@@ -36,7 +36,9 @@ class CliTest : public ::testing::Test {
   void TearDown() override;
 
   std::string path(const std::string& name) const { return (directory_ / name).string(); }
-  Outcome cli(const std::string& line) const;
+  Outcome cli(const std::string& line, int interrupt_after_ms = 0) const;
+  // Expects status 0 and an empty stderr; returns stdout.
+  std::string good(const std::string& line) const;
 
   // Writes {dir}/NAME from these views.
   void save(const std::string& name, const std::map<std::string, TensorView>& tensors) const;

@@ -50,7 +50,7 @@ struct Case {
 
   int64_t batch = 1;
   int64_t seqlen_q = 1;  // varlen: the longest
-  int64_t seqlen_k = 1;  // likewise; paged: max_pages * page_size
+  int64_t seqlen_k = 1;  // likewise; paged: the most keys used
   int64_t num_heads_q = 1;
   int64_t num_heads_kv = 1;
   int64_t head_dim = 1;
@@ -61,6 +61,7 @@ struct Case {
   std::vector<int32_t> seqused_k;             // empty: absent
   int64_t page_size = 0;                      // 0: not paged
   int64_t num_pages = 0;
+  int64_t max_pages = 0;
   std::vector<int32_t> block_table;      // batch * max_pages
   int64_t cache_rows = 0;                // batch dimension of k and v with cache_batch_idx
   std::vector<int32_t> cache_batch_idx;  // empty: absent

@@ -84,8 +84,8 @@ void pick_varlen(Case& c, Random& random) {
 
 void pick_pages(Case& c, Random& random) {
   c.page_size = random.pick<int64_t>({1, 3, 16, 64});
-  const int64_t max_pages = (c.seqlen_k + c.page_size - 1) / c.page_size;
-  c.seqlen_k = max_pages * c.page_size;
+  c.max_pages = (c.seqlen_k + c.page_size - 1) / c.page_size + random.integer(0, 1);
+  const int64_t max_pages = c.max_pages;
   c.num_pages = c.batch * max_pages + random.integer(0, 5);
   std::vector<int32_t> pages(static_cast<size_t>(c.num_pages));
   for (size_t i = 0; i < pages.size(); ++i) pages[i] = static_cast<int32_t>(i);
@@ -98,7 +98,7 @@ void pick_pages(Case& c, Random& random) {
     const int64_t used_pages = (c.seqused_k.back() + c.page_size - 1) / c.page_size;
     for (int64_t page = 0; page < max_pages; ++page) {
       if (page >= used_pages) {
-        c.block_table.push_back(0);
+        c.block_table.push_back(c.num_pages > 0 ? random.pick(pages) : 0);
       } else if (share && b > 0 && page < max_pages / 2) {
         c.block_table.push_back(c.block_table[static_cast<size_t>(page)]);
       } else {
@@ -106,6 +106,7 @@ void pick_pages(Case& c, Random& random) {
       }
     }
   }
+  c.seqlen_k = *std::max_element(c.seqused_k.begin(), c.seqused_k.end());
 }
 
 // Which rows of k and v take part: used lengths, pages, cache rows, left padding.

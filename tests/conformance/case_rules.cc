@@ -35,7 +35,7 @@ KeyPlace key_place(const Case& c, int64_t b, int64_t j) {
     return {0, first + row};
   }
   if (c.page_size > 0) {
-    const int64_t entry = b * (c.seqlen_k / c.page_size) + row / c.page_size;
+    const int64_t entry = b * c.max_pages + row / c.page_size;
     return {c.block_table[static_cast<size_t>(entry)], row % c.page_size};
   }
   return {c.cache_batch_idx.empty() ? b : c.cache_batch_idx[at], row};

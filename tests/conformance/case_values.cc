@@ -204,7 +204,7 @@ void make_index_tensors(const Case& c, Values& values) {
   }
   if (!c.seqused_k.empty()) values.seqused_k = index_tensor(c.seqused_k, {c.batch});
   if (c.page_size > 0) {
-    values.block_table = index_tensor(c.block_table, {c.batch, c.seqlen_k / c.page_size});
+    values.block_table = index_tensor(c.block_table, {c.batch, c.max_pages});
   }
   if (!c.cache_batch_idx.empty()) {
     values.cache_batch_idx = index_tensor(c.cache_batch_idx, {c.batch});

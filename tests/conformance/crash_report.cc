@@ -40,6 +40,9 @@ void report(int signal_number) {
 }  // namespace
 
 void install_crash_report() {
+  static bool installed = false;
+  if (installed) return;
+  installed = true;
   struct sigaction action = {};
   action.sa_handler = report;
   for (size_t i = 0; i < std::size(kSignals); ++i) sigaction(kSignals[i], &action, &g_former[i]);

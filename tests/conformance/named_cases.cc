@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The hand-written cases: shapes and combinations that once broke some attention library, and every
 // feature once on its own, so that a failure here says what is broken.
+#include <algorithm>
 #include <functional>
 #include <limits>
 #include <string>
@@ -245,11 +246,11 @@ void add_storage(CaseList& list) {
   const auto paged = [](int64_t page_size, std::vector<int32_t> used) {
     return [page_size, used](Case& c) {
       c.page_size = page_size;
-      const int64_t max_pages = (c.seqlen_k + page_size - 1) / page_size;
-      c.seqlen_k = max_pages * page_size;
-      c.num_pages = c.batch * max_pages + 2;
+      c.max_pages = (c.seqlen_k + page_size - 1) / page_size;
+      c.num_pages = c.batch * c.max_pages + 2;
       c.seqused_k = used;
-      for (int64_t n = 0; n < c.batch * max_pages; ++n) {
+      c.seqlen_k = *std::max_element(used.begin(), used.end());
+      for (int64_t n = 0; n < c.batch * c.max_pages; ++n) {
         c.block_table.push_back(static_cast<int32_t>(c.num_pages - 1 - n));
       }
       c.causal = true;

@@ -2,6 +2,7 @@
 // Oracle and judgement of one case.
 #include "conformance/oracle.h"
 
+#include <cmath>
 #include <cstring>
 
 #include "conformance/call.h"
@@ -70,7 +71,7 @@ void note(const std::vector<reference::Verdict>& verdicts, Judgement& judgement)
     }
     judgement.vacuous = judgement.vacuous || verdict.mistrusted;
     if (verdict.allowed > 0 && verdict.elements > 0) {
-      judgement.ratios[verdict.name] = verdict.max_error / verdict.allowed;
+      judgement.ratios[verdict.name] = std::fabs(verdict.got - verdict.expected) / verdict.allowed;
     }
   }
 }

@@ -114,6 +114,7 @@ TEST(ParallelFor, NestedCallsEnd) {
 
 TEST(ParallelFor, SixtyFourCallersAtOnce) {
   std::vector<std::thread> callers;
+  callers.reserve(64);
   std::atomic<int> right{0};
   for (int c = 0; c < 64; ++c) {
     callers.emplace_back([&right, c] {

@@ -75,7 +75,8 @@ const Hiding kHidings[] = {
     {"unused_pages",
      [](Case& c) {
        c.page_size = 8;
-       c.seqlen_k = 80;
+       c.seqlen_k = 77;
+       c.max_pages = 10;
        c.num_pages = 30;
        c.seqused_k = {77, 9};
        for (int32_t page = 0; page < 20; ++page) c.block_table.push_back(29 - page);

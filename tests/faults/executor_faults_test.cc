@@ -66,6 +66,13 @@ class BusyCallers {
   std::vector<std::thread> threads_;
 };
 
+// The first test of the program, so that no call has come before the fork.
+TEST(ExecutorFork, BeforeFirstUse) {
+  const ChildResult child = run_in_child([] { return parallel_sum(4) == kSum ? 0 : 1; });
+  EXPECT_TRUE(child.ended);
+  EXPECT_EQ(child.exit_status, 0);
+}
+
 // --- threads and memory --------------------------------------------------------------------------
 
 TEST(ExecutorFaults, EachThreadCreationFails) {
@@ -117,12 +124,6 @@ TEST(ExecutorFaults, JobsAreFreed) {
 }
 
 // --- fork ----------------------------------------------------------------------------------------
-
-TEST(ExecutorFork, BeforeFirstUse) {
-  const ChildResult child = run_in_child([] { return parallel_sum(4) == kSum ? 0 : 1; });
-  EXPECT_TRUE(child.ended);
-  EXPECT_EQ(child.exit_status, 0);
-}
 
 TEST(ExecutorFork, AfterUseTwentyRounds) {
   ASSERT_EQ(parallel_sum(4), kSum);

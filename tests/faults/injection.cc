@@ -139,9 +139,10 @@ extern "C" int pthread_create(pthread_t* thread, const pthread_attr_t* attribute
 }
 
 #if defined(ATTENTILE_TEST_TSAN)
-// Its default is to end a child that starts a thread after the fork of a program with threads.
+// Its default is to end a child that starts a thread after the fork of a program with threads, and
+// to sleep for a second before each child ends.
 extern "C" const char* __tsan_default_options() {
-  return "die_after_fork=0";
+  return "die_after_fork=0:atexit_sleep_ms=0";
 }
 #endif
 

@@ -82,7 +82,7 @@ Case feature_case(uint64_t seed, DType dtype) {
   c.seed = seed;
   c.dtype = dtype;
   c.batch = 4;
-  c.seqlen_q = random.pick<int64_t>({1, 33, 45, 70});
+  c.seqlen_q = random.pick<int64_t>({4, 33, 45, 70});
   c.seqlen_k = random.pick<int64_t>({29, 64, 83, 150});
   c.num_heads_kv = 3;
   c.num_heads_q = c.num_heads_kv * random.pick<int64_t>({1, 2, 3});

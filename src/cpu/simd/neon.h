@@ -27,6 +27,7 @@ struct Vec<Neon, float> {
   friend Vec operator*(Vec a, Vec b) { return {vmulq_f32(a.v, b.v)}; }
   friend Vec operator/(Vec a, Vec b) { return {vdivq_f32(a.v, b.v)}; }
   static Vec fma(Vec a, Vec b, Vec c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
+  static Vec fms(Vec a, Vec b, Vec c) { return {vfmaq_f32(vnegq_f32(c.v), a.v, b.v)}; }
   static Vec max(Vec a, Vec b) { return {vbslq_f32(vcgtq_f32(a.v, b.v), a.v, b.v)}; }
   static Vec min(Vec a, Vec b) { return {vbslq_f32(vcltq_f32(a.v, b.v), a.v, b.v)}; }
   static Vec select_lt(Vec a, Vec b, Vec x, Vec y) {

@@ -101,4 +101,17 @@ struct Vec<Scalar, Real> {
   }
 };
 
+// Without fused products the exponent is split in double, where a product of two floats is exact.
+template <>
+inline void split_exponent<Scalar>(Vec<Scalar, float> t, Exponent<float> c, Vec<Scalar, float>& n,
+                                   Vec<Scalar, float>& f) {
+  constexpr double kMagic = 0x1.8p52;  // adding it leaves no fraction
+  for (int i = 0; i < Vec<Scalar, float>::kLanes; ++i) {
+    const double x = static_cast<double>(t.lane[i]) * (static_cast<double>(c.hi) + c.lo);
+    const double nearest = (x + kMagic) - kMagic;
+    n.lane[i] = static_cast<float>(nearest);
+    f.lane[i] = static_cast<float>(x - nearest);
+  }
+}
+
 }  // namespace attentile::cpu

@@ -6,6 +6,7 @@
 // A specialisation offers, all lane-wise:
 //   load(p) store(p) set1(x)       unaligned memory, broadcast
 //   a + b, a - b, a * b, a / b, fma(a, b, c) = a * b + c
+//   fms(a, b, c) = a * b - c       float only
 //   max(a, b) = a > b ? a : b      so b where either is NaN;  min(a, b) = a < b ? a : b
 //   select_lt(a, b, x, y)          a < b ? x : y, so y where either is NaN
 //   any_lt(a, b)                   whether a < b in some lane
@@ -37,46 +38,75 @@ inline Vec<Isa, float> exp2_parts(Vec<Isa, float> n, Vec<Isa, float> f) {
   return V::scale2(p, n);
 }
 
-// 2^x for x <= 128: 0 below the smallest subnormal, NaN for NaN, exact for integral x.
+// A factor in two parts, hi + lo, that together carry about twice the precision of Real.
+template <class Real>
+struct Exponent {
+  Real hi = 0;
+  Real lo = 0;
+};
+
+// t * c = n + f with integral n and |f| <= 1/2, f right to about 2^-25 however large t * c is: the
+// rounding of t * c.hi to n cancels in the fused product.
 template <class Isa>
-inline Vec<Isa, float> exp2(Vec<Isa, float> x) {
+inline void split_exponent(Vec<Isa, float> t, Exponent<float> c, Vec<Isa, float>& n,
+                           Vec<Isa, float>& f) {
   using V = Vec<Isa, float>;
-  x = V::max(V::set1(-200.0f), x);
-  const V n = V::round(x);
-  return exp2_parts<Isa>(n, x - n);
+  const V hi = V::set1(c.hi);
+  n = V::round(t * hi);
+  f = V::fma(t, V::set1(c.lo), V::fms(t, hi, n));
 }
 
-// The same, with x taken as integral where it is within `snap` of an integer. For exponents that
-// carry a rounding error of that size (the backward pass reads lse rounded to float), so that
+// 2^(t c) for c > 0 and t c <= 128: 0 below the smallest subnormal, NaN for NaN, exact for integral
+// t c.
+template <class Isa>
+inline Vec<Isa, float> exp2(Vec<Isa, float> t, Exponent<float> c) {
+  using V = Vec<Isa, float>;
+  V n;
+  V f;
+  split_exponent<Isa>(V::max(V::set1(-200.0f / c.hi), t), c, n, f);
+  return exp2_parts<Isa>(n, f);
+}
+
+// The same, with t c taken as integral where it is within `snap` of an integer. For a t that
+// carries a rounding error of that size (the backward pass reads lse rounded to float), so that
 // weights which are powers of two come out exact.
 template <class Isa>
-inline Vec<Isa, float> exp2_snapped(Vec<Isa, float> x, Vec<Isa, float> snap) {
+inline Vec<Isa, float> exp2_snapped(Vec<Isa, float> t, Exponent<float> c, Vec<Isa, float> snap) {
   using V = Vec<Isa, float>;
-  x = V::max(V::set1(-200.0f), x);
-  const V n = V::round(x);
-  const V f = x - n;
+  V n;
+  V f;
+  split_exponent<Isa>(V::max(V::set1(-200.0f / c.hi), t), c, n, f);
   const V zero = f * V::set1(0.0f);  // a product, so that NaN stays NaN
   return exp2_parts<Isa>(n, V::select_lt(snap, V::abs(f), f, zero));
 }
 
 template <class Isa>
-inline Vec<Isa, double> exp2_snapped(Vec<Isa, double> x, Vec<Isa, double> snap) {
+inline Vec<Isa, double> exp2_snapped(Vec<Isa, double> t, Exponent<double> c,
+                                     Vec<Isa, double> snap) {
   using V = Vec<Isa, double>;
+  constexpr double kLn2 = 0.6931471805599453;
   double value[V::kLanes];
   double tolerance[V::kLanes];
-  x.store(value);
+  t.store(value);
   snap.store(tolerance);
   for (int lane = 0; lane < V::kLanes; ++lane) {
-    const double nearest = std::nearbyint(value[lane]);
-    const bool snapped = std::fabs(value[lane] - nearest) <= tolerance[lane];
-    value[lane] = std::exp2(snapped ? nearest : value[lane]);
+    const double x = value[lane] * c.hi;
+    if (!(x > -2000.0)) {  // also -inf, whose remainder would be NaN
+      value[lane] = x <= -2000.0 ? 0.0 : x;
+      continue;
+    }
+    const double nearest = std::nearbyint(x);
+    const double rest = std::fma(value[lane], c.hi, -x) + value[lane] * c.lo;
+    const bool snapped = std::fabs(x - nearest) <= tolerance[lane];
+    const double power = std::exp2(snapped ? nearest : x);
+    value[lane] = snapped ? power : power + power * rest * kLn2;
   }
   return V::load(value);
 }
 
 template <class Isa>
-inline Vec<Isa, double> exp2(Vec<Isa, double> x) {
-  return exp2_snapped<Isa>(x, Vec<Isa, double>::set1(0.0));
+inline Vec<Isa, double> exp2(Vec<Isa, double> t, Exponent<double> c) {
+  return exp2_snapped<Isa>(t, c, Vec<Isa, double>::set1(0.0));
 }
 
 // Hyperbolic tangent to about two units in the last place: an odd polynomial for |x| < 0.625, else
@@ -91,7 +121,7 @@ inline Vec<Isa, float> tanh(Vec<Isa, float> x) {
   p = V::fma(p, z, V::set1(-3.33332819422e-1f));
   const V small = V::fma(p * z, x, x);
   const V magnitude = V::min(V::set1(10.0f), V::abs(x));
-  const V e = exp2<Isa>(magnitude * V::set1(2.8853900817779268f));
+  const V e = exp2<Isa>(magnitude, {2.88539004f, 3.85192596e-8f});
   const V large = V::set1(1.0f) - V::set1(2.0f) / (e + V::set1(1.0f));
   const V signed_large = V::select_lt(x, V::set1(0.0f), V::set1(0.0f) - large, large);
   return V::select_lt(magnitude, V::set1(0.625f), small, signed_large);

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the backward pass knows of a row before it meets a key: lse, delta, and what rounding took
+// from lse.
+#pragma once
+
+#include "cpu/backward_tile.h"
+
+namespace attentile::cpu {
+
+// The first and the last block of tile_keys keys that a panel meets, as [begin, end).
+template <class Isa>
+inline KeyRange blocks_of_panel(const CpuPlan& plan, const Sequence& s, int64_t q0, int64_t rows) {
+  const KeyRange keys = s.band.keys(q0, q0 + rows);
+  if (keys.end <= keys.begin) return {0, 0};
+  return {keys.begin / plan.tile_keys, ceil_div(keys.end, plan.tile_keys)};
+}
+
+template <class Isa, class Real>
+inline Real* row_cell(const Worker<Isa, Real>& w, const Tile& t, int64_t i) {
+  return w.job.template array<Real>(w.plan.row_state) +
+         state_row<Real>(w.plan, w.job, w.problem.num_heads_q, t.b, t.h,
+                         padded_row<Isa>(w.plan, *t.s, i));
+}
+
+// Recomputes max and sum of the panel's rows and keeps lse - round(lse) for those whose lse is
+// large. A given lse that is not the rounded one (it may belong to more keys than these) is left.
+template <class Isa, class Real>
+inline void refine_lse(Worker<Isa, Real>& w, Tile t, const BackwardScratch<Real>& r) {
+  const Problem& p = w.problem;
+  const ScoreScale<Real> scale = make_score_scale<Isa, Real>(p, false);
+  const int dim = static_cast<int>(p.head_dim);
+  const bool biased = p.bias.present || p.alibi_slopes.present;
+  Panel<Real> panel;
+  panel.q0 = t.q0;
+  panel.rows = t.rows;
+  panel.lanes = t.lanes;
+  panel.row_max = r.lse;
+  panel.row_sum = r.rest;
+  reset_panel<Isa, Real>(panel, 0);
+  load_queries<Isa, Real>(w, p.q, *t.s, t.h, t.q0, t.rows, dim, w.plan.padded_dim, r.q);
+  transpose_to_lanes<Isa, Real>(r.q, w.plan.padded_dim, t.rows, dim, t.lanes, r.q_t);
+  const KeyRange range = t.s->band.keys(t.q0, t.q0 + t.rows);
+  for (int64_t j = range.begin; j < range.end;) {
+    const KeyRange keys = {j, min64(next_key_tile<Isa>(p, w.plan.tile_n, j), range.end)};
+    j = keys.end;
+    t.k0 = keys.begin;
+    t.keys = static_cast<int>(keys.end - keys.begin);
+    const TileClass tile_class = classify<Isa>(p, t);
+    if (tile_class == TileClass::kHidden) continue;
+    if (!w.keep_going()) return;
+    const bool partial = tile_class == TileClass::kPartial;
+    load_keys<Isa, Real>(w, p.k, *t.s, t.b, t.h / p.group_size, keys, dim, w.plan.padded_dim, r.k);
+    gemm<Isa, Real>({.a = r.k,
+                     .a_row = w.plan.padded_dim,
+                     .a_step = 1,
+                     .b = r.q_t,
+                     .b_step = t.lanes,
+                     .c = r.p,
+                     .c_row = t.lanes,
+                     .rows = t.keys,
+                     .cols = t.lanes,
+                     .depth = dim});
+    if (partial) fill_hide<Isa, Real>(w, t, r.hide, r.lane);
+    if (biased) fill_bias<Isa, Real>(w, t, r.extra);
+    apply_score_mods<Isa, Real>(scale, t, biased ? r.extra : nullptr, partial ? r.hide : nullptr,
+                                r.p, nullptr);
+    online_softmax<Isa, Real>(panel, t.keys, 0, scale.exponent, r.p);
+  }
+  RowLse lse[kMaxPanelLanes];
+  close_rows<Isa, Real>(p, t.h, panel, scale, r.lane, lse);
+  for (int i = 0; i < t.rows; ++i) {
+    Real* cell = row_cell(w, t, t.q0 + i);
+    const double rest = (lse[i].hi - static_cast<double>(cell[0])) + lse[i].lo;
+    const double magnitude = std::fabs(lse[i].value());
+    const double unit = magnitude * std::numeric_limits<Real>::epsilon();
+    const bool large = magnitude > lse_limit<Isa>(p.dtype);
+    if (large && std::fabs(rest) <= unit) cell[2 * w.plan.row_stride] = static_cast<Real>(rest);
+  }
+}
+
+// lse, its rest and delta of the rows of a panel; dq = 0 if the panel meets no key at all.
+template <class Isa, class Real>
+inline void prepare_panel(Worker<Isa, Real>& w, const Tile& t, const BackwardScratch<Real>& r) {
+  const Problem& p = w.problem;
+  const Sequence& s = *t.s;
+  const int dim_v = static_cast<int>(p.head_dim_v);
+  const int ld = w.plan.padded_dim_v;
+  load_queries<Isa, Real>(w, p.out, s, t.h, t.q0, t.rows, dim_v, ld, r.out);
+  load_queries<Isa, Real>(w, p.dout, s, t.h, t.q0, t.rows, dim_v, ld, r.dout);
+  bool large = false;
+  for (int i = 0; i < t.rows; ++i) {
+    const Real* out = r.out + i * ld;
+    const Real* dout = r.dout + i * ld;
+    const int64_t row = s.row_q + t.q0 + i;
+    double delta = 0;
+    for (int c = 0; c < dim_v; ++c) delta += static_cast<double>(out[c]) * dout[c];
+    if (p.dlse.present) {
+      delta -= static_cast<double>(
+          load_scalar<Isa, Real>(p.dlse.at(s.batch_q, t.h, row, 0), p.dlse.dtype));
+    }
+    const Real lse = load_scalar<Isa, Real>(p.lse.at(s.batch_q, t.h, row, 0), p.lse.dtype);
+    Real* cell = row_cell(w, t, t.q0 + i);
+    cell[0] = lse;
+    cell[w.plan.row_stride] = static_cast<Real>(delta);
+    cell[2 * w.plan.row_stride] = 0;
+    const double magnitude = std::fabs(static_cast<double>(lse));
+    large |= magnitude > lse_limit<Isa>(p.dtype) && magnitude < 1e37;
+  }
+  w.count_read(t.rows * static_cast<int64_t>(sizeof(Real)));
+  w.count_written(3 * t.rows * static_cast<int64_t>(sizeof(Real)));
+  const KeyRange blocks = blocks_of_panel<Isa>(w.plan, s, t.q0, t.rows);
+  if (blocks.begin < blocks.end) {
+    if (large) refine_lse<Isa, Real>(w, t, r);
+    return;
+  }
+  fill_lanes<Isa, Real>(r.q, w.plan.padded_dim, Real{0});
+  for (int i = 0; i < t.rows; ++i) {
+    char* row = p.dq.at(s.batch_q, s.row_q + t.q0 + i, t.h, 0);
+    store_row<Isa, Real>(r.q, row, p.dq.dtype, p.dq.stride[3], static_cast<int>(p.head_dim));
+  }
+}
+
+template <class Isa, class Real>
+void backward_rows_task(void* job, int64_t task, int worker, Progress& progress) {
+  Worker<Isa, Real> w(job, worker, progress);
+  const CpuPlan& plan = w.plan;
+  const BlockTask found = find_block<Isa>(w.job.template array<int64_t>(plan.query_blocks),
+                                          w.problem.batch, w.problem.num_heads_q, task);
+  const Sequence s = w.problem.sequence(found.b);
+  const int panel_rows = plan.panel_rows(s.seqlen_q);
+  Tile t;
+  t.b = found.b;
+  t.h = found.h;
+  t.s = &s;
+  t.lanes = plan.panel_lanes(panel_rows);
+  const BackwardScratch<Real> scratch = take_backward_scratch<Isa, Real>(w, t.lanes);
+  const int64_t q_begin = found.block * plan.tile_m;
+  const int64_t q_end = min64(q_begin + plan.tile_m, s.seqlen_q);
+  for (t.q0 = q_begin; t.q0 < q_end; t.q0 += panel_rows) {
+    if (!w.keep_going()) return;
+    t.rows = static_cast<int>(min64(panel_rows, q_end - t.q0));
+    prepare_panel<Isa, Real>(w, t, scratch);
+  }
+}
+
+}  // namespace attentile::cpu

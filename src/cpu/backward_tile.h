@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: Apache-2.0
+// One panel of queries against one tile of keys in the backward pass: the weights recomputed from
+// lse, dS, and the three products that add to dV, dK and dQ. See backward.h for the whole.
+#pragma once
+
+#include "cpu/flash1.h"
+
+namespace attentile::cpu {
+
+template <class Real>
+struct BackwardScratch {
+  Real* k = nullptr;       // [tile_keys][padded_dim]
+  Real* v = nullptr;       // [tile_keys][padded_dim_v]
+  Real* dk = nullptr;      // [tile_keys][padded_dim]
+  Real* dv = nullptr;      // [tile_keys][padded_dim_v]
+  Real* q = nullptr;       // [rows][padded_dim]
+  Real* dout = nullptr;    // [rows][padded_dim_v]
+  Real* out = nullptr;     // [rows][padded_dim_v]
+  Real* q_t = nullptr;     // [head_dim][lanes]
+  Real* dout_t = nullptr;  // [head_dim_v][lanes]
+  Real* dq_t = nullptr;    // [head_dim][lanes]: this task's share
+  Real* lse = nullptr;     // [lanes], +inf where a row's weights are all 0
+  Real* rest = nullptr;    // [lanes], what rounding took from lse, where that matters
+  Real* delta = nullptr;   // [lanes]
+  Real* snap = nullptr;    // [lanes], rounding error of the exponent
+  Real* p = nullptr;       // [tile_n][lanes]
+  Real* ds = nullptr;      // [tile_n][lanes]
+  Real* hide = nullptr;    // [tile_n][lanes]
+  Real* extra = nullptr;   // [tile_n][lanes], bias, then keep
+  Real* cap = nullptr;     // [tile_n][lanes], tanh(S / softcap)
+  Real* lane = nullptr;    // [2][lanes]
+};
+
+template <class Isa, class Real>
+inline BackwardScratch<Real> take_backward_scratch(Worker<Isa, Real>& w, int lanes) {
+  const Problem& p = w.problem;
+  const CpuPlan& plan = w.plan;
+  BackwardScratch<Real> r;
+  r.k = w.take(plan.tile_keys * plan.padded_dim);
+  r.v = w.take(plan.tile_keys * plan.padded_dim_v);
+  r.dk = w.take(plan.tile_keys * plan.padded_dim);
+  r.dv = w.take(plan.tile_keys * plan.padded_dim_v);
+  r.q = w.take(static_cast<int64_t>(lanes) * plan.padded_dim);
+  r.dout = w.take(static_cast<int64_t>(lanes) * plan.padded_dim_v);
+  r.out = w.take(static_cast<int64_t>(lanes) * plan.padded_dim_v);
+  r.q_t = w.take(p.head_dim * lanes);
+  r.dout_t = w.take(p.head_dim_v * lanes);
+  r.dq_t = w.take(p.head_dim * lanes);
+  for (Real** row : {&r.lse, &r.rest, &r.delta, &r.snap}) *row = w.take(lanes);
+  for (Real** tile : {&r.p, &r.ds, &r.hide, &r.extra, &r.cap}) *tile = w.take(plan.tile_n * lanes);
+  r.lane = w.take(2 * lanes);
+  return r;
+}
+
+// Where row i of a sequence lies in the state arrays, counted from the head's first.
+template <class Isa>
+inline int64_t padded_row(const CpuPlan& plan, const Sequence& s, int64_t i) {
+  const int rows = plan.panel_rows(s.seqlen_q);
+  return i / rows * plan.panel_lanes(rows) + i % rows;
+}
+
+// Where |lse| is above this, lse - round(lse) is worth a pass over the keys to find: the weights
+// exp(s - lse) carry it as a relative error, |lse| 2^-25 in float32. 16-bit results hide it longer.
+template <class Isa>
+inline double lse_limit(DType dtype) {
+  if (dtype == DType::kFloat64) return 0;
+  return dtype == DType::kFloat32 ? 32 : 1024;
+}
+
+// What a panel brings to every key tile: q and dout in both layouts, lse, delta.
+template <class Isa, class Real>
+inline void load_backward_panel(Worker<Isa, Real>& w, const Tile& t,
+                                const BackwardScratch<Real>& r) {
+  const Problem& p = w.problem;
+  const CpuPlan& plan = w.plan;
+  const int dim = static_cast<int>(p.head_dim);
+  const int dim_v = static_cast<int>(p.head_dim_v);
+  load_queries<Isa, Real>(w, p.q, *t.s, t.h, t.q0, t.rows, dim, plan.padded_dim, r.q);
+  load_queries<Isa, Real>(w, p.dout, *t.s, t.h, t.q0, t.rows, dim_v, plan.padded_dim_v, r.dout);
+  transpose_to_lanes<Isa, Real>(r.q, plan.padded_dim, t.rows, dim, t.lanes, r.q_t);
+  transpose_to_lanes<Isa, Real>(r.dout, plan.padded_dim_v, t.rows, dim_v, t.lanes, r.dout_t);
+  const Real* state = w.job.template array<Real>(plan.row_state) +
+                      state_row<Real>(plan, w.job, p.num_heads_q, t.b, t.h, 0);
+  // x - lse carries half a unit of lse (where it is large, rest makes up for it), its product with
+  // log2 e and that constant about as much of the exponent, which is at most log2(seqlen_k) where
+  // weights are equal.
+  constexpr Real kUnit = std::numeric_limits<Real>::epsilon() / 2;
+  const Real spread = static_cast<Real>(2 * std::log2(static_cast<double>(t.s->seqlen_k) + 1) + 1);
+  const Real limit = static_cast<Real>(lse_limit<Isa>(p.dtype));
+  for (int i = 0; i < t.lanes; ++i) {
+    const Real* row = state + padded_row<Isa>(plan, *t.s, t.q0 + (i < t.rows ? i : 0));
+    const bool weightless = i >= t.rows || row[0] == -std::numeric_limits<Real>::infinity();
+    r.lse[i] = weightless ? std::numeric_limits<Real>::infinity() : row[0];
+    r.delta[i] = i < t.rows ? row[plan.row_stride] : Real{0};
+    r.rest[i] = weightless ? Real{0} : row[2 * plan.row_stride];
+    const Real magnitude = std::fmin(std::fabs(r.lse[i]), limit);
+    r.snap[i] = weightless ? Real{0} : kUnit * (Real{1.5} * magnitude + spread);
+  }
+  w.count_read(3 * t.rows * static_cast<int64_t>(sizeof(Real)));
+}
+
+// r.p = P^T of the tile, r.hide and r.cap where the problem has them. Returns the tile's class.
+template <class Isa, class Real>
+inline TileClass recompute_weights(Worker<Isa, Real>& w, const Tile& t,
+                                   const ScoreScale<Real>& scale, const Real* k,
+                                   const BackwardScratch<Real>& r) {
+  using V = Vec<Isa, Real>;
+  const Problem& p = w.problem;
+  const TileClass tile_class = classify<Isa>(p, t);
+  if (tile_class == TileClass::kHidden) return tile_class;
+  gemm<Isa, Real>({.a = k,
+                   .a_row = w.plan.padded_dim,
+                   .a_step = 1,
+                   .b = r.q_t,
+                   .b_step = t.lanes,
+                   .c = r.p,
+                   .c_row = t.lanes,
+                   .rows = t.keys,
+                   .cols = t.lanes,
+                   .depth = static_cast<int>(p.head_dim)});
+  const bool partial = tile_class == TileClass::kPartial;
+  const bool biased = p.bias.present || p.alibi_slopes.present;
+  if (partial) fill_hide<Isa, Real>(w, t, r.hide, r.lane);
+  if (biased) fill_bias<Isa, Real>(w, t, r.extra);
+  apply_score_mods<Isa, Real>(scale, t, biased ? r.extra : nullptr, partial ? r.hide : nullptr, r.p,
+                              r.cap);
+  const V zero = V::set1(Real{0});
+  for (int i = 0; i < t.lanes; i += V::kLanes) {
+    const V lse = V::load(r.lse + i);
+    const V rest = V::load(r.rest + i);
+    const V snap = V::load(r.snap + i);
+    for (int k_row = 0; k_row < t.keys; ++k_row) {
+      Real* cell = r.p + k_row * t.lanes + i;
+      const V below = V::min(zero, (V::load(cell) - lse) - rest);
+      V weight = exp2_snapped<Isa>(below, scale.exponent, snap);
+      if (partial) {  // lse may be NaN, hidden weights are 0
+        weight = V::select_lt(V::load(r.hide + k_row * t.lanes + i), zero, zero, weight);
+      }
+      weight.store(cell);
+    }
+  }
+  return tile_class;
+}
+
+// r.ds = dS^T (with respect to the logits after softcap and bias when `logits`, else to the scaled
+// dot products), and r.p = keep * P^T.
+template <class Isa, class Real>
+inline void compute_ds(Worker<Isa, Real>& w, const Tile& t, const ScoreScale<Real>& scale,
+                       const Real* v, bool partial, bool logits, const BackwardScratch<Real>& r) {
+  using V = Vec<Isa, Real>;
+  const Problem& p = w.problem;
+  gemm<Isa, Real>({.a = v,
+                   .a_row = w.plan.padded_dim_v,
+                   .a_step = 1,
+                   .b = r.dout_t,
+                   .b_step = t.lanes,
+                   .c = r.ds,
+                   .c_row = t.lanes,
+                   .rows = t.keys,
+                   .cols = t.lanes,
+                   .depth = static_cast<int>(p.head_dim_v)});
+  const bool dropped = p.dropout.enabled;
+  if (dropped) fill_keep<Isa, Real>(p, t, r.extra);
+  const V zero = V::set1(Real{0});
+  const V one = V::set1(Real{1});
+  const V dropout_scale = V::set1(static_cast<Real>(p.dropout.scale));
+  const bool capped = scale.softcap > 0 && !logits;
+  for (int i = 0; i < t.lanes; i += V::kLanes) {
+    const V delta = V::load(r.delta + i);
+    for (int k = 0; k < t.keys; ++k) {
+      const int at = k * t.lanes + i;
+      const V weight = V::load(r.p + at);
+      V dp = V::load(r.ds + at);
+      if (dropped) {
+        const V keep = V::load(r.extra + at);
+        dp = dp * (keep * dropout_scale);
+        (weight * keep).store(r.p + at);
+      }
+      V ds = weight * (dp - delta);
+      if (capped) {
+        const V tanh_s = V::load(r.cap + at);
+        ds = ds * (one - tanh_s * tanh_s);
+      }
+      if (partial) ds = V::select_lt(V::load(r.hide + at), zero, zero, ds);
+      ds.store(r.ds + at);
+    }
+  }
+}
+
+// C[key][column] += sum_q A[key][q] B[q][column] over visible pairs only: gemm's sums, for panels
+// in which a query that some keys do not see holds a NaN or infinity.
+template <class Isa, class Real>
+[[gnu::noinline]] void accumulate_visible_keys(const GemmTile<Real>& t, const Real* hide,
+                                               int lanes) {
+  using V = Vec<Isa, Real>;
+  for (int m = 0; m < t.rows; ++m) {
+    for (int n = 0; n < t.cols; n += V::kLanes) {
+      Real* c = t.c + m * t.c_row + n;
+      V total = V::load(c);
+      V acc = V::set1(Real{0});
+      for (int k = 0; k < t.depth; ++k) {
+        if (!(hide[m * lanes + k] < 0)) {
+          acc = V::fma(V::set1(t.a[m * t.a_row + k]), V::load(t.b + k * t.b_step + n), acc);
+        }
+        if (k + 1 < t.depth && (k + 1) % kLongestSum<Real> != 0) continue;
+        total = total + acc;
+        acc = V::set1(Real{0});
+      }
+      total.store(c);
+    }
+  }
+}
+
+// Which operands of the panel and key tile hold a NaN or infinity; looked at for partial tiles
+// only.
+struct Nonfinite {
+  bool q = false;
+  bool dout = false;
+  bool k = false;
+};
+
+// One panel against one key tile: adds to dk, dv (rows of this tile) and to r.dq_t.
+template <class Isa, class Real>
+inline void backward_tile(Worker<Isa, Real>& w, const Tile& t, const ScoreScale<Real>& scale,
+                          int64_t key_row, const BackwardScratch<Real>& r) {
+  const Problem& p = w.problem;
+  const int64_t ld = w.plan.padded_dim;
+  const int64_t ld_v = w.plan.padded_dim_v;
+  const Real* k = r.k + key_row * ld;
+  const Real* v = r.v + key_row * ld_v;
+  const TileClass tile_class = recompute_weights<Isa, Real>(w, t, scale, k, r);
+  if (tile_class == TileClass::kHidden) return;
+  const bool partial = tile_class == TileClass::kPartial;
+  compute_ds<Isa, Real>(w, t, scale, v, partial, false, r);
+  const int dim = static_cast<int>(p.head_dim);
+  Nonfinite nonfinite;
+  if (partial) {
+    nonfinite.q = has_nonfinite<Isa, Real>(r.q, t.rows, dim, static_cast<int>(ld));
+    nonfinite.dout = has_nonfinite<Isa, Real>(r.dout, t.rows, static_cast<int>(p.head_dim_v),
+                                              static_cast<int>(ld_v));
+    nonfinite.k = has_nonfinite<Isa, Real>(k, t.keys, dim, static_cast<int>(ld));
+  }
+  const GemmTile<Real> dv = {.a = r.p,
+                             .a_row = t.lanes,
+                             .a_step = 1,
+                             .b = r.dout,
+                             .b_step = ld_v,
+                             .c = r.dv + key_row * ld_v,
+                             .c_row = ld_v,
+                             .rows = t.keys,
+                             .cols = w.plan.padded_dim_v,
+                             .depth = t.rows,
+                             .accumulate = true};
+  const GemmTile<Real> dk = {.a = r.ds,
+                             .a_row = t.lanes,
+                             .a_step = 1,
+                             .b = r.q,
+                             .b_step = ld,
+                             .c = r.dk + key_row * ld,
+                             .c_row = ld,
+                             .rows = t.keys,
+                             .cols = w.plan.padded_dim,
+                             .depth = t.rows,
+                             .accumulate = true};
+  const GemmTile<Real> dq = {.a = k,
+                             .a_row = 1,
+                             .a_step = ld,
+                             .b = r.ds,
+                             .b_step = t.lanes,
+                             .c = r.dq_t,
+                             .c_row = t.lanes,
+                             .rows = dim,
+                             .cols = t.lanes,
+                             .depth = t.keys,
+                             .accumulate = true};
+  nonfinite.dout ? accumulate_visible_keys<Isa, Real>(dv, r.hide, t.lanes) : gemm<Isa, Real>(dv);
+  nonfinite.q ? accumulate_visible_keys<Isa, Real>(dk, r.hide, t.lanes) : gemm<Isa, Real>(dk);
+  nonfinite.k ? accumulate_visible<Isa, Real>(dq, r.hide) : gemm<Isa, Real>(dq);
+}
+
+}  // namespace attentile::cpu
