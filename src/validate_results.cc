@@ -64,7 +64,9 @@ Status check_keep(Call* call) {
   Problem& p = call->problem;
   const Argument keep = {"keep", &call->outputs.keep, Use::kWritten};
   if (keep.absent() || call->backward()) return {};
-  if (call->packed_q()) return invalid("keep: is given with cu_seqlens_q, but it needs a batch");
+  if (call->packed_q())
+    return invalid(
+        "keep: is given with cu_seqlens_q, but only a call of equal lengths can write it");
   if (Status status = expect_dtype(keep, DType::kUInt8, nullptr); !status.ok()) return status;
   Status status =
       expect_shape(keep, {{"batch", p.batch, "q"},

@@ -22,10 +22,11 @@ inline Real* row_cell(const Worker<Isa, Real>& w, const Tile& t, int64_t i) {
                          padded_row<Isa>(w.plan, *t.s, i));
 }
 
-// Recomputes max and sum of the panel's rows and keeps lse - round(lse) for those whose lse is
-// large. A given lse that is not the rounded one (it may belong to more keys than these) is left.
+// Recomputes max and sum of the panel's rows and keeps lse - round(lse) for those whose |lse| is
+// above the limit. A given lse that is not the rounded one (it may belong to more keys than these)
+// is left.
 template <class Isa, class Real>
-inline void refine_lse(Worker<Isa, Real>& w, Tile t, const BackwardScratch<Real>& r) {
+inline void refine_lse(Worker<Isa, Real>& w, Tile t, double limit, const BackwardScratch<Real>& r) {
   const Problem& p = w.problem;
   const ScoreScale<Real> scale = make_score_scale<Isa, Real>(p, false);
   const int dim = static_cast<int>(p.head_dim);
@@ -66,15 +67,63 @@ inline void refine_lse(Worker<Isa, Real>& w, Tile t, const BackwardScratch<Real>
                                 r.p, nullptr);
     online_softmax<Isa, Real>(panel, t.keys, 0, scale.exponent, r.p);
   }
-  RowLse lse[kMaxPanelLanes];
-  close_rows<Isa, Real>(p, t.h, panel, scale, r.lane, lse);
+  RowEnd rows[kMaxPanelLanes];
+  close_rows<Isa, Real>(p, t.h, panel, scale, r.lane, rows);
   for (int i = 0; i < t.rows; ++i) {
     Real* cell = row_cell(w, t, t.q0 + i);
-    const double rest = (lse[i].hi - static_cast<double>(cell[0])) + lse[i].lo;
-    const double magnitude = std::fabs(lse[i].value());
+    const double rest = (rows[i].hi - static_cast<double>(cell[0])) + rows[i].lo;
+    const double magnitude = std::fabs(rows[i].lse());
     const double unit = magnitude * std::numeric_limits<Real>::epsilon();
-    const bool large = magnitude > lse_limit<Isa>(p.dtype);
+    const bool large = magnitude > limit;
     if (large && std::fabs(rest) <= unit) cell[2 * w.plan.row_stride] = static_cast<Real>(rest);
+  }
+}
+
+// delta as sum_j P dP - dlse, as standard attention has it, and for panels that see one tile of
+// keys at most: there the rounding of a 16-bit out can outweigh all else. Rows whose weights do not
+// add up to 1 over these keys (lse may belong to more) keep rowsum(dout * out) - dlse.
+template <class Isa, class Real>
+inline void refine_delta(Worker<Isa, Real>& w, Tile t, const BackwardScratch<Real>& r) {
+  const Problem& p = w.problem;
+  const ScoreScale<Real> scale = make_score_scale<Isa, Real>(p, false);
+  const KeyRange keys = t.s->band.keys(t.q0, t.q0 + t.rows);
+  const int64_t kv_head = t.h / p.group_size;
+  double weights[kMaxPanelLanes] = {};
+  double sums[kMaxPanelLanes] = {};
+  load_backward_panel<Isa, Real>(w, t, r);
+  for (int64_t j = keys.begin; j < keys.end;) {
+    const KeyRange tile = {j, min64(next_key_tile<Isa>(p, w.plan.tile_n, j), keys.end)};
+    j = tile.end;
+    t.k0 = tile.begin;
+    t.keys = static_cast<int>(tile.end - tile.begin);
+    if (classify<Isa>(p, t) == TileClass::kHidden) continue;
+    load_keys<Isa, Real>(w, p.k, *t.s, t.b, kv_head, tile, static_cast<int>(p.head_dim),
+                         w.plan.padded_dim, r.k);
+    load_keys<Isa, Real>(w, p.v, *t.s, t.b, kv_head, tile, static_cast<int>(p.head_dim_v),
+                         w.plan.padded_dim_v, r.v);
+    recompute_weights<Isa, Real>(w, t, scale, r.k, r);
+    compute_dp<Isa, Real>(w, t, r.v, r);
+    for (int k = 0; k < t.keys; ++k) {
+      for (int i = 0; i < t.rows; ++i) {
+        const double weight = r.p[k * t.lanes + i];
+        if (weight == 0) continue;  // also hidden, where dP may be NaN
+        weights[i] += weight;
+        sums[i] += weight * r.ds[k * t.lanes + i];
+      }
+    }
+  }
+  const double sink = p.sink.present
+                          ? load_scalar<Isa, float>(p.sink.at(t.h, 0, 0, 0), DType::kFloat32)
+                          : -std::numeric_limits<double>::infinity();
+  for (int i = 0; i < t.rows; ++i) {
+    const double all = weights[i] + std::exp(sink - static_cast<double>(r.lse[i]));
+    if (!(std::fabs(all - 1) < 0x1p-16)) continue;
+    Real* cell = row_cell(w, t, t.q0 + i);
+    const double dlse =
+        p.dlse.present ? load_scalar<Isa, Real>(
+                             p.dlse.at(t.s->batch_q, t.h, t.s->row_q + t.q0 + i, 0), p.dlse.dtype)
+                       : Real{0};
+    cell[w.plan.row_stride] = static_cast<Real>(sums[i] - dlse);
   }
 }
 
@@ -110,7 +159,11 @@ inline void prepare_panel(Worker<Isa, Real>& w, const Tile& t, const BackwardScr
   w.count_written(3 * t.rows * static_cast<int64_t>(sizeof(Real)));
   const KeyRange blocks = blocks_of_panel<Isa>(w.plan, s, t.q0, t.rows);
   if (blocks.begin < blocks.end) {
-    if (large) refine_lse<Isa, Real>(w, t, r);
+    const KeyRange keys = s.band.keys(t.q0, t.q0 + t.rows);
+    const bool narrow = keys.end - keys.begin <= w.plan.tile_n;
+    if (large || narrow) refine_lse<Isa, Real>(w, t, narrow ? 0 : lse_limit<Isa>(p.dtype), r);
+    // The standard algorithm has the matrices to do so.
+    if (narrow || w.plan.algorithm == Algorithm::kStandard) refine_delta<Isa, Real>(w, t, r);
     return;
   }
   fill_lanes<Isa, Real>(r.q, w.plan.padded_dim, Real{0});

@@ -64,7 +64,7 @@ inline int64_t padded_row(const CpuPlan& plan, const Sequence& s, int64_t i) {
 template <class Isa>
 inline double lse_limit(DType dtype) {
   if (dtype == DType::kFloat64) return 0;
-  return dtype == DType::kFloat32 ? 32 : 1024;
+  return dtype == DType::kFloat32 ? 16 : 1024;
 }
 
 // What a panel brings to every key tile: q and dout in both layouts, lse, delta.
@@ -124,6 +124,9 @@ inline TileClass recompute_weights(Worker<Isa, Real>& w, const Tile& t,
   if (biased) fill_bias<Isa, Real>(w, t, r.extra);
   apply_score_mods<Isa, Real>(scale, t, biased ? r.extra : nullptr, partial ? r.hide : nullptr, r.p,
                               r.cap);
+  if (w.plan.algorithm == Algorithm::kStandard) {  // its lse belongs to rounded scores
+    round_values<Isa, Real>(p.dtype, r.p, static_cast<int64_t>(t.keys) * t.lanes);
+  }
   const V zero = V::set1(Real{0});
   for (int i = 0; i < t.lanes; i += V::kLanes) {
     const V lse = V::load(r.lse + i);
@@ -142,11 +145,10 @@ inline TileClass recompute_weights(Worker<Isa, Real>& w, const Tile& t,
   return tile_class;
 }
 
-// r.ds = dS^T (with respect to the logits after softcap and bias when `logits`, else to the scaled
-// dot products), and r.p = keep * P^T.
+// r.ds = dP^T = keep * V dO^T, scaled; r.extra = keep where there is dropout.
 template <class Isa, class Real>
-inline void compute_ds(Worker<Isa, Real>& w, const Tile& t, const ScoreScale<Real>& scale,
-                       const Real* v, bool partial, bool logits, const BackwardScratch<Real>& r) {
+inline void compute_dp(Worker<Isa, Real>& w, const Tile& t, const Real* v,
+                       const BackwardScratch<Real>& r) {
   using V = Vec<Isa, Real>;
   const Problem& p = w.problem;
   gemm<Isa, Real>({.a = v,
@@ -159,24 +161,33 @@ inline void compute_ds(Worker<Isa, Real>& w, const Tile& t, const ScoreScale<Rea
                    .rows = t.keys,
                    .cols = t.lanes,
                    .depth = static_cast<int>(p.head_dim_v)});
+  if (!p.dropout.enabled) return;
+  fill_keep<Isa, Real>(p, t, r.extra);
+  const V scale = V::set1(static_cast<Real>(p.dropout.scale));
+  for (int i = 0; i < t.keys * t.lanes; i += V::kLanes) {
+    (V::load(r.ds + i) * (V::load(r.extra + i) * scale)).store(r.ds + i);
+  }
+}
+
+// r.ds = dS^T (with respect to the logits after softcap and bias when `logits`, else to the scaled
+// dot products), and r.p = keep * P^T.
+template <class Isa, class Real>
+inline void compute_ds(Worker<Isa, Real>& w, const Tile& t, const ScoreScale<Real>& scale,
+                       const Real* v, bool partial, bool logits, const BackwardScratch<Real>& r) {
+  using V = Vec<Isa, Real>;
+  const Problem& p = w.problem;
+  compute_dp<Isa, Real>(w, t, v, r);
   const bool dropped = p.dropout.enabled;
-  if (dropped) fill_keep<Isa, Real>(p, t, r.extra);
   const V zero = V::set1(Real{0});
   const V one = V::set1(Real{1});
-  const V dropout_scale = V::set1(static_cast<Real>(p.dropout.scale));
   const bool capped = scale.softcap > 0 && !logits;
   for (int i = 0; i < t.lanes; i += V::kLanes) {
     const V delta = V::load(r.delta + i);
     for (int k = 0; k < t.keys; ++k) {
       const int at = k * t.lanes + i;
       const V weight = V::load(r.p + at);
-      V dp = V::load(r.ds + at);
-      if (dropped) {
-        const V keep = V::load(r.extra + at);
-        dp = dp * (keep * dropout_scale);
-        (weight * keep).store(r.p + at);
-      }
-      V ds = weight * (dp - delta);
+      V ds = weight * (V::load(r.ds + at) - delta);
+      if (dropped) (weight * V::load(r.extra + at)).store(r.p + at);
       if (capped) {
         const V tanh_s = V::load(r.cap + at);
         ds = ds * (one - tanh_s * tanh_s);

@@ -175,12 +175,12 @@ inline void load_panel_queries(Worker<Isa, Real>& w, const Sequence& s, int64_t 
 
 template <class Isa, class Real>
 inline void store_lse(Worker<Isa, Real>& w, const Tile& t, const Panel<Real>& panel,
-                      const RowLse* lse) {
+                      const RowEnd* rows) {
   const Array4& array = w.problem.lse;
   if (!array.present) return;
   for (int i = 0; i < panel.rows; ++i) {
     char* cell = array.at(t.s->batch_q, t.h, t.s->row_q + panel.q0 + i, 0);
-    *reinterpret_cast<Real*>(cell) = static_cast<Real>(lse[i].value());
+    *reinterpret_cast<Real*>(cell) = static_cast<Real>(rows[i].lse());
   }
   w.count_written(panel.rows * static_cast<int64_t>(sizeof(Real)));
 }
@@ -208,14 +208,16 @@ inline void store_panel(Worker<Isa, Real>& w, const Tile& t, const Panel<Real>& 
   const Problem& p = w.problem;
   const int head_dim_v = static_cast<int>(p.head_dim_v);
   Real* lane_buffer = row_buffer;  // [lanes], then one row of out
-  RowLse lse[kMaxPanelLanes];
-  close_rows<Isa, Real>(p, t.h, panel, scale, lane_buffer, lse);
+  RowEnd rows[kMaxPanelLanes];
+  close_rows<Isa, Real>(p, t.h, panel, scale, lane_buffer, rows);
   divide_rows<Isa, Real>(panel, head_dim_v, lane_buffer);
-  const Real kept_scale = static_cast<Real>(p.dropout.enabled ? p.dropout.scale : 1.0);
-  for (int i = 0; i < panel.lanes; ++i) lane_buffer[i] = kept_scale;
+  const double kept_scale = p.dropout.enabled ? p.dropout.scale : 1.0;
+  for (int i = 0; i < panel.lanes; ++i) {
+    lane_buffer[i] = static_cast<Real>(rows[i].share * kept_scale);
+  }
   store_queries<Isa, Real>(w, p.out, *t.s, t.h, panel.q0, panel.rows, head_dim_v, panel.acc_o,
                            panel.lanes, lane_buffer, row_buffer + panel.lanes);
-  store_lse<Isa, Real>(w, t, panel, lse);
+  store_lse<Isa, Real>(w, t, panel, rows);
 }
 
 // (batch, head, block) of a task, by the prefix sums of blocks per batch entry.

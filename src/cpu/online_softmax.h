@@ -70,19 +70,21 @@ inline void online_softmax(const Panel<Real>& panel, int keys, int head_dim_v,
   }
 }
 
-// lse in two parts, hi + lo, that together carry more than either: the maximum and the logarithm of
-// the sum relative to it.
-struct RowLse {
+// What a row comes to. lse in two parts, hi + lo, that together carry more than either: the maximum
+// and the logarithm of the sum relative to it. share: of the row's weight, what the keys have and
+// not the sink.
+struct RowEnd {
   double hi = 0;
   double lo = 0;
-  double value() const { return hi + lo; }
+  double share = 1;
+  double lse() const { return hi + lo; }
 };
 
-// Closes the rows: lse[i] = m + log(l) (with the sink as one more logit), and divisor[i], what O
-// and the weights relative to m are divided by: l. A row that saw nothing gets infinity.
+// Closes the rows (the sink is one more logit), and divisor[i] = l, what O and the weights relative
+// to m are divided by; infinity for a row that saw nothing.
 template <class Isa, class Real>
 inline void close_rows(const Problem& p, int64_t h, const Panel<Real>& panel,
-                       const ScoreScale<Real>& scale, Real* divisor, RowLse* lse) {
+                       const ScoreScale<Real>& scale, Real* divisor, RowEnd* rows) {
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
   const double sink =
       p.sink.present ? load_scalar<Isa, float>(p.sink.at(h, 0, 0, 0), DType::kFloat32) : -kInfinity;
@@ -93,16 +95,15 @@ inline void close_rows(const Problem& p, int64_t h, const Panel<Real>& panel,
     const double row_max = panel.row_max[i] == -kInfinity ? -kInfinity : static_cast<double>(logit);
     const double row_sum = panel.row_sum[i];
     const bool empty = row_sum == 0.0;
+    divisor[i] = empty ? static_cast<Real>(kInfinity) : panel.row_sum[i];
     if (sink == -kInfinity) {
-      lse[i] = {empty ? -kInfinity : row_max, empty ? 0.0 : std::log(row_sum)};
-      divisor[i] = static_cast<Real>(empty ? kInfinity : row_sum);
+      rows[i] = {empty ? -kInfinity : row_max, empty ? 0.0 : std::log(row_sum), 1.0};
       continue;
     }
     const double top = row_max > sink ? row_max : sink;
-    const double weight = empty ? 0.0 : std::exp(row_max - top);
-    const double total = row_sum * weight + std::exp(sink - top);
-    lse[i] = {top, std::log(total)};
-    divisor[i] = static_cast<Real>(total / weight);
+    const double keys = empty ? 0.0 : row_sum * std::exp(row_max - top);
+    const double total = keys + std::exp(sink - top);
+    rows[i] = {top, std::log(total), keys / total};
   }
 }
 

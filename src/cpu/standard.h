@@ -148,7 +148,7 @@ void standard_scores_task(void* job, int64_t task, int worker, Progress& progres
 // Softmax of a strip in place: e^(s - max) and its sum, then divided.
 template <class Isa, class Real>
 inline void softmax_strip(Worker<Isa, Real>& w, const Tile& t, Real* s, Real* lanes_buffer,
-                          RowLse* lse) {
+                          RowEnd* rows) {
   using V = Vec<Isa, Real>;
   Panel<Real> panel;
   panel.rows = t.rows;
@@ -170,11 +170,13 @@ inline void softmax_strip(Worker<Isa, Real>& w, const Tile& t, Real* s, Real* la
     const int keys = t.keys - k0 < 64 ? t.keys - k0 : 64;
     online_softmax<Isa, Real>(panel, keys, 0, scale.exponent, s + k0 * int64_t{t.lanes});
   }
-  close_rows<Isa, Real>(w.problem, t.h, panel, scale, divisor, lse);
+  close_rows<Isa, Real>(w.problem, t.h, panel, scale, divisor, rows);
+  Real* share = lanes_buffer;  // the maxima are not needed any more
+  for (int i = 0; i < t.lanes; ++i) share[i] = static_cast<Real>(rows[i].share);
   for (int k = 0; k < t.keys; ++k) {
     for (int i = 0; i < t.lanes; i += V::kLanes) {
       Real* cell = s + k * int64_t{t.lanes} + i;
-      (V::load(cell) / V::load(divisor + i)).store(cell);
+      (V::load(cell) / V::load(divisor + i) * V::load(share + i)).store(cell);
     }
   }
 }
@@ -185,16 +187,16 @@ void standard_softmax_task(void* job, int64_t task, int worker, Progress& progre
   StandardBlock<Isa, Real> block(w, task);
   Real* strip = w.take(w.problem.max_seqlen_k * block.t.lanes);
   Real* lanes_buffer = w.take(3 * block.t.lanes);
-  RowLse lse[kMaxPanelLanes];
+  RowEnd rows[kMaxPanelLanes];
   for (int64_t q0 = block.q_begin; q0 < block.q_end; q0 += block.panel_rows) {
     if (!w.keep_going()) return;
     block.select_panel(q0);
     block.select_all_keys();
     load_scores<Isa, Real>(w, w.plan.scores, block.t, strip);
-    softmax_strip<Isa, Real>(w, block.t, strip, lanes_buffer, lse);
+    softmax_strip<Isa, Real>(w, block.t, strip, lanes_buffer, rows);
     store_scores<Isa, Real>(w, w.plan.scores, block.t, strip);
     const Panel<Real> panel = {.q0 = q0, .rows = block.t.rows, .lanes = block.t.lanes};
-    store_lse<Isa, Real>(w, block.t, panel, lse);
+    store_lse<Isa, Real>(w, block.t, panel, rows);
   }
 }
 

@@ -30,18 +30,6 @@ inline void standard_dp(Worker<Isa, Real>& w, const Tile& t, const Real* v, cons
   }
 }
 
-// Rounds a strip to q's dtype, as storing it in a matrix of its own would.
-template <class Isa, class Real>
-inline void round_strip(const Problem& p, Real* strip, int64_t count) {
-  if (size_of(p.dtype) != 2) return;
-  uint16_t half[64];
-  for (int64_t i = 0; i < count; i += 64) {
-    const int chunk = static_cast<int>(min64(64, count - i));
-    store_row<Isa, Real>(strip + i, reinterpret_cast<char*>(half), p.dtype, 1, chunk);
-    load_row<Isa, Real>(reinterpret_cast<const char*>(half), p.dtype, 1, chunk, strip + i);
-  }
-}
-
 // ds = P * (dP - delta), with delta = sum_j P dP - dlse per row; with softcap also its derivative.
 template <class Isa, class Real>
 inline void standard_ds(Worker<Isa, Real>& w, const Tile& t, const Real* p_strip, const Real* cap,
@@ -113,7 +101,7 @@ void standard_probs_task(void* job, int64_t task, int worker, Progress& progress
   Real* p_strip = w.take(p.max_seqlen_k * lanes);
   Real* ds_strip = w.take(p.max_seqlen_k * lanes);
   Real* cap_strip = p.softcap > 0 ? w.take(p.max_seqlen_k * lanes) : nullptr;
-  RowLse lse[kMaxPanelLanes];
+  RowEnd rows[kMaxPanelLanes];
   for (int64_t q0 = block.q_begin; q0 < block.q_end; q0 += block.panel_rows) {
     block.select_panel(q0);
     Panel<Real> panel = {.q0 = q0, .rows = block.t.rows, .lanes = block.t.lanes, .q_t = q_t};
@@ -135,13 +123,13 @@ void standard_probs_task(void* job, int64_t task, int worker, Progress& progress
     }
     block.select_all_keys();
     const int64_t count = block.s.seqlen_k * lanes;
-    round_strip<Isa, Real>(p, p_strip, count);
-    round_strip<Isa, Real>(p, ds_strip, count);
-    softmax_strip<Isa, Real>(w, block.t, p_strip, lanes_buffer, lse);
+    round_values<Isa, Real>(p.dtype, p_strip, count);
+    round_values<Isa, Real>(p.dtype, ds_strip, count);
+    softmax_strip<Isa, Real>(w, block.t, p_strip, lanes_buffer, rows);
     clear_hidden<Isa, Real>(w, block, scratch, p_strip);
     block.select_all_keys();
     store_scores<Isa, Real>(w, w.plan.scores, block.t, p_strip);
-    round_strip<Isa, Real>(p, p_strip, count);
+    round_values<Isa, Real>(p.dtype, p_strip, count);
     standard_ds<Isa, Real>(w, block.t, p_strip, cap_strip, lanes_buffer, ds_strip);
     clear_hidden<Isa, Real>(w, block, scratch, ds_strip);
     block.select_all_keys();

@@ -95,7 +95,7 @@ inline void gemm_along(const GemmTile<Real>& t) {
 // Longest sum that is accumulated in one go. float64 results are judged by their rounding alone, so
 // their sums are kept short and added up.
 template <class Real>
-inline constexpr int kLongestSum = sizeof(Real) == 8 ? 16 : 1 << 30;
+inline constexpr int kLongestSum = sizeof(Real) == 8 ? 8 : 1 << 30;
 
 template <class Isa, class Real>
 inline void gemm(GemmTile<Real> t) {

@@ -90,6 +90,18 @@ inline void store_row(const Real* src, char* address, DType dtype, int64_t strid
   kernel_store_row(src + i, address + i * stride * size_of(dtype), dtype, stride, count - i);
 }
 
+// Rounds values to a 16-bit dtype and back, as storing them would; else does nothing.
+template <class Isa, class Real>
+inline void round_values(DType dtype, Real* values, int64_t count) {
+  if (size_of(dtype) != 2) return;
+  uint16_t half[64];
+  for (int64_t i = 0; i < count; i += 64) {
+    const int chunk = static_cast<int>(min64(64, count - i));
+    store_row<Isa, Real>(values + i, reinterpret_cast<char*>(half), dtype, 1, chunk);
+    load_row<Isa, Real>(reinterpret_cast<const char*>(half), dtype, 1, chunk, values + i);
+  }
+}
+
 // Key rows [k_begin, k_end) of k or v: [keys][ld]. Columns dim..ld are zeroed.
 template <class Isa, class Real>
 inline void load_keys(Worker<Isa, Real>& w, const Array4& array, const Sequence& s, int64_t b,

@@ -33,19 +33,19 @@ struct Taint {
   const char* name;
   enum class Where { kQ, kK, kV, kBias, kDout, kDlse } where;
   double value;
-  enum class Rows { kNaN, kOneColumn, kForwardUntouched } rows;
+  enum class Rows { kAllNaN, kOneColumn, kForwardUntouched } rows;
   bool overflow = false;  // q and k are finite but their product is not
 };
 
 const Taint kTaints[] = {
-    {"nan_in_q", Taint::Where::kQ, kNaN, Taint::Rows::kNaN},
-    {"nan_in_k", Taint::Where::kK, kNaN, Taint::Rows::kNaN},
+    {"nan_in_q", Taint::Where::kQ, kNaN, Taint::Rows::kAllNaN},
+    {"nan_in_k", Taint::Where::kK, kNaN, Taint::Rows::kAllNaN},
     {"nan_in_v", Taint::Where::kV, kNaN, Taint::Rows::kOneColumn},
-    {"nan_in_bias", Taint::Where::kBias, kNaN, Taint::Rows::kNaN},
+    {"nan_in_bias", Taint::Where::kBias, kNaN, Taint::Rows::kAllNaN},
     {"nan_in_dout", Taint::Where::kDout, kNaN, Taint::Rows::kForwardUntouched},
     {"nan_in_dlse", Taint::Where::kDlse, kNaN, Taint::Rows::kForwardUntouched},
-    {"plus_infinity_in_bias", Taint::Where::kBias, kInfinity, Taint::Rows::kNaN},
-    {"logit_overflows", Taint::Where::kQ, 1e30, Taint::Rows::kNaN, true},
+    {"plus_infinity_in_bias", Taint::Where::kBias, kInfinity, Taint::Rows::kAllNaN},
+    {"logit_overflows", Taint::Where::kQ, 1e30, Taint::Rows::kAllNaN, true},
     {"infinity_in_dout", Taint::Where::kDout, kInfinity, Taint::Rows::kForwardUntouched},
 };
 
@@ -161,9 +161,9 @@ bool may_differ(const Expectation& e, const Taint& taint, const std::string& out
   const bool forward = taint.rows != Taint::Rows::kForwardUntouched;
   if (output == "out") {
     return forward && e.row(at[0], at[2], at[1]) &&
-           (taint.rows == Taint::Rows::kNaN || at[3] == kColumn);
+           (taint.rows == Taint::Rows::kAllNaN || at[3] == kColumn);
   }
-  if (output == "lse") return taint.rows == Taint::Rows::kNaN && e.row(at[0], at[1], at[2]);
+  if (output == "lse") return taint.rows == Taint::Rows::kAllNaN && e.row(at[0], at[1], at[2]);
   if (output == "dq") return e.row(at[0], at[2], at[1]);
   if (output == "dk" || output == "dv") return e.key(at[0], at[2], at[1]);
   if (output == "dbias") {
@@ -181,7 +181,7 @@ void expect_nan_rows(const Expectation& e, const Taint& taint, const Results& go
     for (int64_t h = 0; h < e.c.num_heads_q; ++h) {
       for (int64_t i = 0; i < e.c.seqlen_q; ++i) {
         if (!e.row(b, h, i)) continue;
-        if (taint.rows == Taint::Rows::kNaN) {
+        if (taint.rows == Taint::Rows::kAllNaN) {
           EXPECT_TRUE(std::isnan(got.lse.at(b, h, i))) << "lse " << b << " " << h << " " << i;
         }
         for (int64_t d = 0; d < e.c.head_dim_v; ++d) {

@@ -26,6 +26,7 @@ struct DenseTensor {
 
   int rank() const { return static_cast<int>(shape.size()); }
   int64_t count() const {
+    if (!present) return 0;
     int64_t product = 1;
     for (int64_t size : shape) product *= size;
     return product;
