@@ -45,10 +45,12 @@ void compute(PassResult& pass, ExecutionContext context, const char* label, std:
 
 void judge(const CallTensors& call, const AttendWork& work, ExecutionContext context,
            AttendResult& result) {
-  const reference::AccuracyOptions rule{.normal_inputs = work.normal_inputs};
   ProgressBar bar(work.progress, "verify");
   bar.watch(context);
   const auto append = [&](const Problem& problem) {
+    const reference::AccuracyOptions rule{
+        .normal_inputs = work.normal_inputs,
+        .stores_scores = problem.algorithm == Algorithm::kStandard};
     auto verdicts = reference::check(problem, context, rule);
     InterruptGuard::check();
     require_ok(verdicts.status());

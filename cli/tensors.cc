@@ -133,6 +133,20 @@ void shape_gradients(CallTensors& call) {
   if (in.sink.present()) call.gradients.dsink = shaped(in.sink.dtype, shape_of(in.sink));
 }
 
+// How many keys the keep mask is wide: with pages, the longest sequence. What is wrong with
+// seqused_k is for validation to say.
+int64_t keep_width(const AttentionInputs& in) {
+  if (!in.block_table.present()) return in.k.shape[1];
+  int64_t longest = 0;
+  if (in.seqused_k.rank != 1 || in.seqused_k.dtype != DType::kInt32) return longest;
+  for (int64_t b = 0; b < in.seqused_k.shape[0]; ++b) {
+    const double used =
+        load_as_double(in.seqused_k.data, DType::kInt32, b * in.seqused_k.stride[0]);
+    longest = std::max(longest, static_cast<int64_t>(used));
+  }
+  return longest;
+}
+
 void shape_results(CallTensors& call, const TensorRequest& request) {
   const AttentionInputs& in = call.inputs;
   std::vector<int64_t> out = shape_of(in.q);
@@ -143,9 +157,7 @@ void shape_results(CallTensors& call, const TensorRequest& request) {
   call.outputs.lse = varlen ? shaped(lse, {out[1], out[0]}) : shaped(lse, {out[0], out[2], out[1]});
   if (request.keep) {
     if (varlen) wrong_request("--keep-mask: given with cu_seqlens_q, expected batched sequences");
-    int64_t keys = in.k.shape[1];
-    if (in.block_table.rank == 2) keys *= in.block_table.shape[1];
-    call.outputs.keep = shaped(DType::kUInt8, {out[0], out[2], out[1], keys});
+    call.outputs.keep = shaped(DType::kUInt8, {out[0], out[2], out[1], keep_width(in)});
   }
   if (request.backward) shape_gradients(call);
 }

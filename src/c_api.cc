@@ -20,6 +20,7 @@ namespace {
 using validation::invalid;
 
 constexpr size_t kMaxStructSize = 4096;
+constexpr int64_t kMaxParts = int64_t{1} << 32;
 
 thread_local char last_error[1024] = "";
 thread_local std::string plan_notes;
@@ -318,8 +319,8 @@ Status unwrap_state(const attentile_partial_state* given, const char* name, Part
 
 Status run_merge(const attentile_partial_state* const* parts, int64_t num_parts,
                  const attentile_partial_state* result, const attentile_context* context) {
-  if (num_parts < 0 || num_parts > int64_t{1} << 32) {
-    return invalid("num_parts: is {}, but it must be in [0, 2^32]", num_parts);
+  if (num_parts < 0 || num_parts > kMaxParts) {
+    return invalid("num_parts: is {}, but it must be in [0, {}]", num_parts, kMaxParts);
   }
   if (parts == nullptr && num_parts > 0) {
     return invalid("parts: is null, but num_parts is {}", num_parts);

@@ -169,8 +169,8 @@ Status check_amount(Call* call) {
   many = __builtin_mul_overflow(scores, p.max_seqlen_k, &scores) || many;
   if (many || scores > kMaxScores) {
     return invalid(
-        "q: {} rows of num_heads_q {} against up to {} keys are too many, the scores of "
-        "a call must not exceed 2^58",
+        "q: {} rows of num_heads_q {} meet up to {} keys, but the scores of a call must not exceed "
+        "2^58",
         p.total_q, p.num_heads_q, p.max_seqlen_k);
   }
   return {};

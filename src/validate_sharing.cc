@@ -12,10 +12,10 @@ namespace attentile::validation {
 
 ByteRange byte_range_of(const TensorView& view) {
   const auto address = reinterpret_cast<uintptr_t>(view.data);
+  if (is_empty(view)) return {address, address};
   const int64_t itemsize = size_of(view.dtype);
   ByteRange range = {address, address + static_cast<uintptr_t>(itemsize)};
   for (int i = 0; i < view.rank; ++i) {
-    if (view.shape[i] == 0) return {address, address};
     if (view.shape[i] == 1) continue;
     const int64_t reach = (view.shape[i] - 1) * view.stride[i] * itemsize;
     (reach < 0 ? range.begin : range.end) += static_cast<uintptr_t>(reach);

@@ -12,13 +12,6 @@ namespace {
 
 constexpr int64_t kMaxBytes = std::numeric_limits<int64_t>::max();
 
-bool is_empty(const TensorView& view) {
-  for (int i = 0; i < view.rank; ++i) {
-    if (view.shape[i] == 0) return true;
-  }
-  return false;
-}
-
 Status check_type(const Argument& argument) {
   const TensorView& view = *argument.view;
   if (view.rank < 0 || view.rank > kMaxRank) {
@@ -113,6 +106,13 @@ struct LabelText {
 };
 
 }  // namespace
+
+bool is_empty(const TensorView& view) {
+  for (int i = 0; i < view.rank; ++i) {
+    if (view.shape[i] == 0) return true;
+  }
+  return false;
+}
 
 Status check_view(const Argument& argument, Check check) {
   if (Status status = check_type(argument); !status.ok()) return status;

@@ -29,6 +29,9 @@ struct Argument {
   bool absent() const { return !view->present(); }
 };
 
+// Whether some size is 0. The strides of an empty view mean nothing and may be anything.
+bool is_empty(const TensorView& view);
+
 // Rank, dtype, device, sizes, extent; for kCall also null, alignment and the address space.
 Status check_view(const Argument& argument, Check check);
 

@@ -24,9 +24,10 @@ inline Real* row_cell(const Worker<Isa, Real>& w, const Tile& t, int64_t i) {
 
 // Recomputes max and sum of the panel's rows and keeps lse - round(lse) for those whose |lse| is
 // above the limit. A given lse that is not the rounded one (it may belong to more keys than these)
-// is left.
+// is left, and own[i] says so.
 template <class Isa, class Real>
-inline void refine_lse(Worker<Isa, Real>& w, Tile t, double limit, const BackwardScratch<Real>& r) {
+inline void refine_lse(Worker<Isa, Real>& w, Tile t, double limit, const BackwardScratch<Real>& r,
+                       bool* own) {
   const Problem& p = w.problem;
   const ScoreScale<Real> scale = make_score_scale<Isa, Real>(p, false);
   const int dim = static_cast<int>(p.head_dim);
@@ -73,22 +74,22 @@ inline void refine_lse(Worker<Isa, Real>& w, Tile t, double limit, const Backwar
     Real* cell = row_cell(w, t, t.q0 + i);
     const double rest = (rows[i].hi - static_cast<double>(cell[0])) + rows[i].lo;
     const double magnitude = std::fabs(rows[i].lse());
-    const double unit = magnitude * std::numeric_limits<Real>::epsilon();
-    const bool large = magnitude > limit;
-    if (large && std::fabs(rest) <= unit) cell[2 * w.plan.row_stride] = static_cast<Real>(rest);
+    // The logarithm of the sum has an error of its own, whatever the magnitude of lse.
+    own[i] = std::fabs(rest) <= (magnitude + 4) * std::numeric_limits<Real>::epsilon();
+    if (own[i] && magnitude > limit) cell[2 * w.plan.row_stride] = static_cast<Real>(rest);
   }
 }
 
 // delta as sum_j P dP - dlse, as standard attention has it, and for panels that see one tile of
-// keys at most: there the rounding of a 16-bit out can outweigh all else. Rows whose weights do not
-// add up to 1 over these keys (lse may belong to more) keep rowsum(dout * out) - dlse.
+// keys at most: there the rounding of out can outweigh all else. Only for rows whose lse is that of
+// these keys alone; the others keep rowsum(dout * out) - dlse.
 template <class Isa, class Real>
-inline void refine_delta(Worker<Isa, Real>& w, Tile t, const BackwardScratch<Real>& r) {
+inline void refine_delta(Worker<Isa, Real>& w, Tile t, const BackwardScratch<Real>& r,
+                         const bool* own) {
   const Problem& p = w.problem;
   const ScoreScale<Real> scale = make_score_scale<Isa, Real>(p, false);
   const KeyRange keys = t.s->band.keys(t.q0, t.q0 + t.rows);
   const int64_t kv_head = t.h / p.group_size;
-  double weights[kMaxPanelLanes] = {};
   double sums[kMaxPanelLanes] = {};
   load_backward_panel<Isa, Real>(w, t, r);
   for (int64_t j = keys.begin; j < keys.end;) {
@@ -107,17 +108,12 @@ inline void refine_delta(Worker<Isa, Real>& w, Tile t, const BackwardScratch<Rea
       for (int i = 0; i < t.rows; ++i) {
         const double weight = r.p[k * t.lanes + i];
         if (weight == 0) continue;  // also hidden, where dP may be NaN
-        weights[i] += weight;
         sums[i] += weight * r.ds[k * t.lanes + i];
       }
     }
   }
-  const double sink = p.sink.present
-                          ? load_scalar<Isa, float>(p.sink.at(t.h, 0, 0, 0), DType::kFloat32)
-                          : -std::numeric_limits<double>::infinity();
   for (int i = 0; i < t.rows; ++i) {
-    const double all = weights[i] + std::exp(sink - static_cast<double>(r.lse[i]));
-    if (!(std::fabs(all - 1) < 0x1p-16)) continue;
+    if (!own[i]) continue;
     Real* cell = row_cell(w, t, t.q0 + i);
     const double dlse =
         p.dlse.present ? load_scalar<Isa, Real>(
@@ -161,9 +157,14 @@ inline void prepare_panel(Worker<Isa, Real>& w, const Tile& t, const BackwardScr
   if (blocks.begin < blocks.end) {
     const KeyRange keys = s.band.keys(t.q0, t.q0 + t.rows);
     const bool narrow = keys.end - keys.begin <= w.plan.tile_n;
-    if (large || narrow) refine_lse<Isa, Real>(w, t, narrow ? 0 : lse_limit<Isa>(p.dtype), r);
-    // The standard algorithm has the matrices to do so.
-    if (narrow || w.plan.algorithm == Algorithm::kStandard) refine_delta<Isa, Real>(w, t, r);
+    const bool standard = w.plan.algorithm == Algorithm::kStandard;
+    if (!large && !narrow && !standard) return;
+    bool own[kMaxPanelLanes];
+    refine_lse<Isa, Real>(w, t, narrow ? 0 : lse_limit<Isa>(p.dtype), r, own);
+    if (standard && size_of(p.dtype) == 2) {  // its lse is that of rounded scores
+      for (bool& row : own) row = true;
+    }
+    if (narrow || standard) refine_delta<Isa, Real>(w, t, r, own);
     return;
   }
   fill_lanes<Isa, Real>(r.q, w.plan.padded_dim, Real{0});

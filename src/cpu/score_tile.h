@@ -175,13 +175,16 @@ inline void apply_score_mods(const ScoreScale<Real>& scale, const Tile& t, const
   const V hidden = V::set1(-std::numeric_limits<Real>::infinity());
   for (int i = 0; i < count; i += V::kLanes) {
     V x = V::load(s + i);
-    if (!scale.folded) x = x * logit;
     if (scale.softcap > 0) {
-      x = tanh<Isa>(x);
+      x = tanh<Isa>(x * logit);
       if (cap != nullptr) x.store(cap + i);
       x = x * V::set1(scale.softcap);
+      if (extra != nullptr) x = x + V::load(extra + i);
+    } else if (extra != nullptr) {
+      x = V::fma(x, logit, V::load(extra + i));
+    } else if (!scale.folded) {
+      x = x * logit;
     }
-    if (extra != nullptr) x = x + V::load(extra + i);
     if (hide != nullptr) x = V::select_lt(V::load(hide + i), zero, hidden, x);
     x.store(s + i);
   }

@@ -334,6 +334,38 @@ TEST_F(AttendTest, PagesEqualContiguousKeys) {
   EXPECT_EQ(read_file(path("a.safetensors")), read_file(path("b.safetensors")));
 }
 
+// Three pages of 4 hold 12 keys, but the longer sequence has 7: that is the width of the mask.
+TEST_F(AttendTest, KeepMaskOfPagesIsAsWideAsTheLongestSequence) {
+  const io::Tensor q = make(DType::kFloat32, {2, 3, 2, 8}, 1);
+  const io::Tensor k = make(DType::kFloat32, {6, 4, 1, 8}, 2);
+  const io::Tensor v = make(DType::kFloat32, {6, 4, 1, 8}, 3);
+  const io::Tensor used = make_integers(DType::kInt32, {2}, {7, 5});
+  const io::Tensor table = make_integers(DType::kInt32, {2, 3}, {1, 0, 2, 5, 3, 4});
+  save("paged.safetensors", {{"q", view(q)},
+                             {"k", view(k)},
+                             {"v", view(v)},
+                             {"seqused_k", view(used)},
+                             {"block_table", view(table)}});
+  good(
+      "attend {dir}/paged.safetensors --out {dir}/o.safetensors --dropout 0.3 --seed 11 "
+      "--keep-mask --verify");
+  const io::TensorMap results = load("o.safetensors");
+  const io::Tensor& keep = results.at("keep");
+  ASSERT_EQ(keep.shape, (std::vector<int64_t>{2, 2, 3, 7}));
+  Dropout dropout = make_dropout(0.3, 11, 0);
+  dropout.num_heads_q = 2;
+  int64_t index = 0;
+  for (int64_t b = 0; b < 2; ++b) {
+    for (int64_t h = 0; h < 2; ++h) {
+      for (int64_t i = 0; i < 3; ++i) {
+        for (int64_t j = 0; j < 7; ++j) {
+          ASSERT_EQ(value_at(keep, index++), dropout.keep(b, h, i, j) ? 1 : 0);
+        }
+      }
+    }
+  }
+}
+
 TEST_F(AttendTest, ReplacesAnExistingOutput) {
   write_file(path("o.safetensors"), "old");
   good("attend {dir}/in.safetensors --out {dir}/o.safetensors");

@@ -40,7 +40,8 @@ bool is_typical(const Case& c, const Values& values) {
   const bool repeated =
       (c.zero_stride_q | c.zero_stride_k | c.zero_stride_v | c.zero_stride_dout) != 0;
   if (c.tier != Tier::kStatistical || c.fill != Fill::kNormal || repeated || c.softmax_scale ||
-      c.bias.present || c.dropout_p > 0.5 || c.head_dim < 8 || c.head_dim_v < 8) {
+      c.bias.present || c.alibi_rank != 0 || c.dropout_p > 0.5 || c.head_dim < 8 ||
+      c.head_dim_v < 8) {
     return false;
   }
   int64_t pairs = 0;
@@ -129,6 +130,7 @@ Judgement judge(const Case& c, Oracle& oracle, Algorithm algorithm, const Result
   options.tier = c.tier == Tier::kStatistical || rounded_scores ? reference::Tier::kStatistical
                                                                 : reference::Tier::kExact;
   options.normal_inputs = oracle.typical;
+  options.stores_scores = algorithm == Algorithm::kStandard;
   note(reference::check_forward(oracle.forward, oracle.exact, oracle.standard, options), judgement);
   if (c.backward) {
     note(reference::check_backward(oracle.backward, oracle.exact, oracle.standard, options),

@@ -44,7 +44,7 @@ struct Judgement {
 };
 
 // The algorithm matters in one way: kStandard in 16 bits rounds its scores, so only the statistical
-// tier can hold for it.
+// tier can hold for it, with the floor of its dtype.
 Judgement judge(const Case& c, Oracle& oracle, Algorithm algorithm, const Results& results);
 
 }  // namespace attentile::conformance

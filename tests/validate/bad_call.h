@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,11 @@ struct BadCall {
   std::string sentence;
   Surface surface = Surface::kBoth;
 };
+
+// What the test runner shows of a case.
+inline void PrintTo(const BadCall& bad, std::ostream* stream) {
+  *stream << bad.name;
+}
 
 std::vector<BadCall> bad_views();    // every argument: rank, dtype, device, sizes, extent, address
 std::vector<BadCall> bad_tokens();   // q, k, v and outputs: presence, dtype, shape

@@ -67,7 +67,7 @@ TEST_P(BadCallTest, IsRefusedWithItsSentence) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Table, BadCallTest, testing::ValuesIn(all_bad_calls()),
-                         [](const auto& info) { return info.param.name; });
+                         [](const auto& tested) { return tested.param.name; });
 
 TEST(BadCalls, AreManyAndNamedOnce) {
   std::set<std::string> names;

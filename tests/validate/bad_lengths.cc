@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Index arrays: cu_seqlens, seqused_k, block_table, cache_batch_idx, leftpad_k.
 #include <cstdint>
+#include <utility>
 
 #include "validate/bad_call.h"
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Outputs that share memory with themselves, with each other or with an input.
 #include <cstdint>
+#include <utility>
 
 #include "validate/bad_call.h"
 
@@ -13,11 +14,8 @@ void move_to(attentile_tensor& t, const attentile_tensor& other, int64_t bytes) 
   t.data = static_cast<unsigned char*>(other.data) + bytes;
 }
 
-}  // namespace
-
-std::vector<BadCall> bad_sharing() {
+std::vector<BadCall> bad_forward_sharing() {
   const Base d = Base::kDense;
-  const Base b = Base::kDenseBackward;
   return {
       {"out_stride_zero", d, [](SampleCall& c) { c.out.stride[0] = 0; }, kInvalid,
        "out: strides are [0, 16, 4, 1] with shape [2, 3, 4, 4], but no two elements of an output "
@@ -101,7 +99,7 @@ std::vector<BadCall> bad_sharing() {
        "an input"},
       {"out_in_block_table", Base::kPaged, [](SampleCall& c) { move_to(c.out, c.block_table, -4); },
        kInvalid,
-       "out: data is 4 bytes before that of seqused_k, but an output must not share memory with "
+       "out: data is 4 bytes before that of block_table, but an output must not share memory with "
        "an input"},
       {"lse_in_out", d, [](SampleCall& c) { move_to(c.lse, c.out, 4); }, kInvalid,
        "lse: data is 4 bytes past that of out, but an output must not share memory with another"},
@@ -125,6 +123,12 @@ std::vector<BadCall> bad_sharing() {
        },
        kInvalid,
        "out: data is 64 bytes past that of q, but an output must not share memory with an input"},
+  };
+}
+
+std::vector<BadCall> bad_backward_sharing() {
+  const Base b = Base::kDenseBackward;
+  return {
       {"dq_is_q", b, [](SampleCall& c) { move_to(c.dq, c.q, 0); }, kInvalid,
        "dq: data is 0 bytes past that of q, but an output must not share memory with an input"},
       {"dq_is_dout", b, [](SampleCall& c) { move_to(c.dq, c.dout, 0); }, kInvalid,
@@ -184,6 +188,14 @@ std::vector<BadCall> bad_sharing() {
        "dsink: data is 0 bytes past that of dbias, but an output must not share memory with "
        "another"},
   };
+}
+
+}  // namespace
+
+std::vector<BadCall> bad_sharing() {
+  std::vector<BadCall> cases = bad_forward_sharing();
+  for (BadCall& bad : bad_backward_sharing()) cases.push_back(std::move(bad));
+  return cases;
 }
 
 }  // namespace attentile::test

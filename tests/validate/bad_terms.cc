@@ -2,6 +2,7 @@
 // The terms of the logits, and the gradients.
 #include <cstdint>
 #include <limits>
+#include <utility>
 
 #include "validate/bad_call.h"
 

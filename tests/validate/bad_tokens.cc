@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // q, k and v, and what is written of their shape: presence, dtype, rank, sizes.
 #include <cstdint>
+#include <utility>
 
 #include "validate/bad_call.h"
 
@@ -96,8 +97,9 @@ std::vector<BadCall> bad_inputs() {
          c.q.stride[1] = c.k.stride[1] = c.v.stride[1] = 0;
        },
        kInvalid,
-       "q: 536870912 rows of num_heads_q 4 against up to 536870912 keys are too many, the scores "
-       "of a call must not exceed 2^58"},
+       "q: 536870912 rows of num_heads_q 4 meet up to 536870912 keys, but the scores of a call "
+       "must "
+       "not exceed 2^58"},
   };
 }
 

@@ -8,8 +8,9 @@
 namespace attentile::test {
 namespace {
 
-constexpr size_t kArenaBytes = size_t{1} << 16;
+constexpr size_t kArenaBytes = size_t{1} << 17;
 constexpr size_t kTensorAlignment = 64;
+constexpr size_t kGap = 1024;  // between tensors, so that one moved a little meets no other
 constexpr unsigned char kPoison = 0xA5;
 
 void poison(const attentile_tensor& tensor, size_t bytes) {
@@ -125,7 +126,7 @@ attentile_tensor SampleCall::make_tensor(int32_t dtype, std::initializer_list<in
     tensor.stride[axis] = elements;
     elements *= tensor.shape[axis];
   }
-  used += static_cast<size_t>(elements * size_of(static_cast<DType>(dtype)));
+  used += static_cast<size_t>(elements * size_of(static_cast<DType>(dtype))) + kGap;
   return tensor;
 }
 
