@@ -18,16 +18,15 @@
 
 namespace attentile::cpu {
 
-// rows of dk or dv: src [keys][ld] times factor.
+// Rows of dk or dv: src [keys][ld] times factor.
 template <class Isa, class Real>
-inline void store_keys(Worker<Isa, Real>& w, const Array4& array, const Sequence& s, int64_t head,
-                       KeyRange keys, int dim, int ld, Real factor, Real* src) {
-  for (int64_t j = keys.begin; j < keys.end; ++j, src += ld) {
-    for (int c = 0; c < dim; ++c) src[c] = src[c] * factor + Real{0};
-    store_row<Isa, Real>(src, array.at(s.batch_k, s.row_k + j, head, 0), array.dtype,
-                         array.stride[3], dim);
+inline void store_keys(Worker<Isa, Real>& w, const KeyRows& k, Real factor, Real* src) {
+  for (int64_t j = k.keys.begin; j < k.keys.end; ++j, src += k.ld) {
+    for (int c = 0; c < k.dim; ++c) src[c] = src[c] * factor + Real{0};
+    char* row = k.array.at(k.s.batch_k, k.s.row_k + j, k.head, 0);
+    store_row<Isa, Real>(src, row, k.array.dtype, k.array.stride[3], k.dim);
   }
-  w.count_written((keys.end - keys.begin) * dim * size_of(array.dtype));
+  w.count_written(k.bytes());
 }
 
 // Adds r.dq_t into the panel's sum when it is this block's turn, and stores dq after the last one.
@@ -57,8 +56,10 @@ inline bool add_dq(Worker<Isa, Real>& w, const Tile& t, int64_t block, bool touc
   }
   if (last) {
     for (int i = 0; i < t.lanes; ++i) r.lane[i] = to_finite<Isa, Real>(p.softmax_scale);
-    store_queries<Isa, Real>(w, p.dq, *t.s, t.h, t.q0, t.rows, static_cast<int>(p.head_dim), r.dq_t,
-                             t.lanes, r.lane, r.q);
+    store_queries<Isa, Real>(
+        w,
+        {p.dq, *t.s, t.h, t.q0, t.rows, static_cast<int>(p.head_dim), static_cast<int>(p.head_dim)},
+        r.dq_t, t.lanes, r.lane, r.q);
   } else if (touched || my_turn == 0) {
     copy_lanes<Isa, Real>(r.dq_t, sum, count);
     w.count_written(bytes);
@@ -86,10 +87,12 @@ inline void load_block_keys(Worker<Isa, Real>& w, const Tile& head, KeyRange key
     }
     if (!visible) continue;
     const int64_t row = tile.begin - keys.begin;
-    load_keys<Isa, Real>(w, p.k, s, head.b, head.kv_h, tile, static_cast<int>(p.head_dim),
-                         w.plan.padded_dim, r.k + row * w.plan.padded_dim);
-    load_keys<Isa, Real>(w, p.v, s, head.b, head.kv_h, tile, static_cast<int>(p.head_dim_v),
-                         w.plan.padded_dim_v, r.v + row * w.plan.padded_dim_v);
+    load_keys<Isa, Real>(
+        w, {p.k, s, head.b, head.kv_h, tile, static_cast<int>(p.head_dim), w.plan.padded_dim},
+        r.k + row * w.plan.padded_dim);
+    load_keys<Isa, Real>(
+        w, {p.v, s, head.b, head.kv_h, tile, static_cast<int>(p.head_dim_v), w.plan.padded_dim_v},
+        r.v + row * w.plan.padded_dim_v);
   }
 }
 
@@ -144,10 +147,12 @@ inline bool backward_block(Worker<Isa, Real>& w, const Tile& head, int64_t block
     }
   }
   const Real dv_scale = static_cast<Real>(p.dropout.enabled ? p.dropout.scale : 1.0);
-  store_keys<Isa, Real>(w, p.dk, s, head.kv_h, keys, static_cast<int>(p.head_dim), plan.padded_dim,
-                        to_finite<Isa, Real>(p.softmax_scale), r.dk);
-  store_keys<Isa, Real>(w, p.dv, s, head.kv_h, keys, static_cast<int>(p.head_dim_v),
-                        plan.padded_dim_v, dv_scale, r.dv);
+  store_keys<Isa, Real>(
+      w, {p.dk, s, 0, head.kv_h, keys, static_cast<int>(p.head_dim), plan.padded_dim},
+      to_finite<Isa, Real>(p.softmax_scale), r.dk);
+  store_keys<Isa, Real>(
+      w, {p.dv, s, 0, head.kv_h, keys, static_cast<int>(p.head_dim_v), plan.padded_dim_v}, dv_scale,
+      r.dv);
   return true;
 }
 

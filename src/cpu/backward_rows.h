@@ -39,7 +39,7 @@ inline void refine_lse(Worker<Isa, Real>& w, Tile t, double limit, const Backwar
   panel.row_max = r.lse;
   panel.row_sum = r.rest;
   reset_panel<Isa, Real>(panel, 0);
-  load_queries<Isa, Real>(w, p.q, *t.s, t.h, t.q0, t.rows, dim, w.plan.padded_dim, r.q);
+  load_queries<Isa, Real>(w, {p.q, *t.s, t.h, t.q0, t.rows, dim, w.plan.padded_dim}, r.q);
   transpose_to_lanes<Isa, Real>(r.q, w.plan.padded_dim, t.rows, dim, t.lanes, r.q_t);
   const KeyRange range = t.s->band.keys(t.q0, t.q0 + t.rows);
   for (int64_t j = range.begin; j < range.end;) {
@@ -51,7 +51,8 @@ inline void refine_lse(Worker<Isa, Real>& w, Tile t, double limit, const Backwar
     if (tile_class == TileClass::kHidden) continue;
     if (!w.keep_going()) return;
     const bool partial = tile_class == TileClass::kPartial;
-    load_keys<Isa, Real>(w, p.k, *t.s, t.b, t.h / p.group_size, keys, dim, w.plan.padded_dim, r.k);
+    load_keys<Isa, Real>(w, {p.k, *t.s, t.b, t.h / p.group_size, keys, dim, w.plan.padded_dim},
+                         r.k);
     gemm<Isa, Real>({.a = r.k,
                      .a_row = w.plan.padded_dim,
                      .a_step = 1,
@@ -98,10 +99,11 @@ inline void refine_delta(Worker<Isa, Real>& w, Tile t, const BackwardScratch<Rea
     t.k0 = tile.begin;
     t.keys = static_cast<int>(tile.end - tile.begin);
     if (classify<Isa>(p, t) == TileClass::kHidden) continue;
-    load_keys<Isa, Real>(w, p.k, *t.s, t.b, kv_head, tile, static_cast<int>(p.head_dim),
-                         w.plan.padded_dim, r.k);
-    load_keys<Isa, Real>(w, p.v, *t.s, t.b, kv_head, tile, static_cast<int>(p.head_dim_v),
-                         w.plan.padded_dim_v, r.v);
+    load_keys<Isa, Real>(
+        w, {p.k, *t.s, t.b, kv_head, tile, static_cast<int>(p.head_dim), w.plan.padded_dim}, r.k);
+    load_keys<Isa, Real>(
+        w, {p.v, *t.s, t.b, kv_head, tile, static_cast<int>(p.head_dim_v), w.plan.padded_dim_v},
+        r.v);
     recompute_weights<Isa, Real>(w, t, scale, r.k, r);
     compute_dp<Isa, Real>(w, t, r.v, r);
     for (int k = 0; k < t.keys; ++k) {
@@ -130,8 +132,8 @@ inline void prepare_panel(Worker<Isa, Real>& w, const Tile& t, const BackwardScr
   const Sequence& s = *t.s;
   const int dim_v = static_cast<int>(p.head_dim_v);
   const int ld = w.plan.padded_dim_v;
-  load_queries<Isa, Real>(w, p.out, s, t.h, t.q0, t.rows, dim_v, ld, r.out);
-  load_queries<Isa, Real>(w, p.dout, s, t.h, t.q0, t.rows, dim_v, ld, r.dout);
+  load_queries<Isa, Real>(w, {p.out, s, t.h, t.q0, t.rows, dim_v, ld}, r.out);
+  load_queries<Isa, Real>(w, {p.dout, s, t.h, t.q0, t.rows, dim_v, ld}, r.dout);
   bool large = false;
   for (int i = 0; i < t.rows; ++i) {
     const Real* out = r.out + i * ld;

@@ -75,8 +75,8 @@ inline void load_backward_panel(Worker<Isa, Real>& w, const Tile& t,
   const CpuPlan& plan = w.plan;
   const int dim = static_cast<int>(p.head_dim);
   const int dim_v = static_cast<int>(p.head_dim_v);
-  load_queries<Isa, Real>(w, p.q, *t.s, t.h, t.q0, t.rows, dim, plan.padded_dim, r.q);
-  load_queries<Isa, Real>(w, p.dout, *t.s, t.h, t.q0, t.rows, dim_v, plan.padded_dim_v, r.dout);
+  load_queries<Isa, Real>(w, {p.q, *t.s, t.h, t.q0, t.rows, dim, plan.padded_dim}, r.q);
+  load_queries<Isa, Real>(w, {p.dout, *t.s, t.h, t.q0, t.rows, dim_v, plan.padded_dim_v}, r.dout);
   transpose_to_lanes<Isa, Real>(r.q, plan.padded_dim, t.rows, dim, t.lanes, r.q_t);
   transpose_to_lanes<Isa, Real>(r.dout, plan.padded_dim_v, t.rows, dim_v, t.lanes, r.dout_t);
   const Real* state = w.job.template array<Real>(plan.row_state) +
@@ -169,18 +169,22 @@ inline void compute_dp(Worker<Isa, Real>& w, const Tile& t, const Real* v,
   }
 }
 
-// r.ds = dS^T (with respect to the logits after softcap and bias when `logits`, else to the scaled
-// dot products), and r.p = keep * P^T.
+struct DsOptions {
+  bool partial = false;  // r.hide holds
+  bool logits = false;  // dS of the logits, after softcap and bias; else of the scaled dot products
+};
+
+// r.ds = dS^T, and r.p = keep * P^T.
 template <class Isa, class Real>
 inline void compute_ds(Worker<Isa, Real>& w, const Tile& t, const ScoreScale<Real>& scale,
-                       const Real* v, bool partial, bool logits, const BackwardScratch<Real>& r) {
+                       const Real* v, DsOptions options, const BackwardScratch<Real>& r) {
   using V = Vec<Isa, Real>;
   const Problem& p = w.problem;
   compute_dp<Isa, Real>(w, t, v, r);
   const bool dropped = p.dropout.enabled;
   const V zero = V::set1(Real{0});
   const V one = V::set1(Real{1});
-  const bool capped = scale.softcap > 0 && !logits;
+  const bool capped = scale.softcap > 0 && !options.logits;
   for (int i = 0; i < t.lanes; i += V::kLanes) {
     const V delta = V::load(r.delta + i);
     for (int k = 0; k < t.keys; ++k) {
@@ -192,7 +196,7 @@ inline void compute_ds(Worker<Isa, Real>& w, const Tile& t, const ScoreScale<Rea
         const V tanh_s = V::load(r.cap + at);
         ds = ds * (one - tanh_s * tanh_s);
       }
-      if (partial) ds = V::select_lt(V::load(r.hide + at), zero, zero, ds);
+      if (options.partial) ds = V::select_lt(V::load(r.hide + at), zero, zero, ds);
       ds.store(r.ds + at);
     }
   }
@@ -242,7 +246,7 @@ inline void backward_tile(Worker<Isa, Real>& w, const Tile& t, const ScoreScale<
   const TileClass tile_class = recompute_weights<Isa, Real>(w, t, scale, k, r);
   if (tile_class == TileClass::kHidden) return;
   const bool partial = tile_class == TileClass::kPartial;
-  compute_ds<Isa, Real>(w, t, scale, v, partial, false, r);
+  compute_ds<Isa, Real>(w, t, scale, v, {partial, false}, r);
   const int dim = static_cast<int>(p.head_dim);
   Nonfinite nonfinite;
   if (partial) {

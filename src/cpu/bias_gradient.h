@@ -39,12 +39,13 @@ inline void add_bias_gradient(Worker<Isa, Real>& w, Tile t, const BiasBlock& blo
     if (!loaded) load_backward_panel<Isa, Real>(w, t, r);
     loaded = true;
     const int64_t kv_head = t.h / p.group_size;
-    load_keys<Isa, Real>(w, p.k, *t.s, t.b, kv_head, tile, static_cast<int>(p.head_dim),
-                         w.plan.padded_dim, r.k);
-    load_keys<Isa, Real>(w, p.v, *t.s, t.b, kv_head, tile, static_cast<int>(p.head_dim_v),
-                         w.plan.padded_dim_v, r.v);
+    load_keys<Isa, Real>(
+        w, {p.k, *t.s, t.b, kv_head, tile, static_cast<int>(p.head_dim), w.plan.padded_dim}, r.k);
+    load_keys<Isa, Real>(
+        w, {p.v, *t.s, t.b, kv_head, tile, static_cast<int>(p.head_dim_v), w.plan.padded_dim_v},
+        r.v);
     const TileClass tile_class = recompute_weights<Isa, Real>(w, t, scale, r.k, r);
-    compute_ds<Isa, Real>(w, t, scale, r.v, tile_class == TileClass::kPartial, true, r);
+    compute_ds<Isa, Real>(w, t, scale, r.v, {tile_class == TileClass::kPartial, true}, r);
     for (int k = 0; k < t.keys; ++k) {
       double* sums = block.sum + (sum_keys ? 0 : t.k0 + k - block.keys.begin) * t.lanes;
       for (int i = 0; i < t.rows; ++i) sums[sum_queries ? 0 : i] += r.ds[k * t.lanes + i];

@@ -155,7 +155,7 @@ inline KeyTile<Real> load_key_tile(Worker<Isa, Real>& w, const Sequence& s, cons
       return reinterpret_cast<const Real*>(p.key_row(array, s, t.b, head, range.begin));
     }
     ld = dim;
-    load_keys<Isa, Real>(w, array, s, t.b, head, range, dim, dim, buffer);
+    load_keys<Isa, Real>(w, {array, s, t.b, head, range, dim, dim}, buffer);
     return buffer;
   };
   tile.k = fetch(p.k, static_cast<int>(p.head_dim), k_scratch, tile.k_ld);
@@ -167,7 +167,7 @@ template <class Isa, class Real>
 inline void load_panel_queries(Worker<Isa, Real>& w, const Sequence& s, int64_t h,
                                const Panel<Real>& panel, Real* rows_buffer) {
   const int head_dim = static_cast<int>(w.problem.head_dim);
-  load_queries<Isa, Real>(w, w.problem.q, s, h, panel.q0, panel.rows, head_dim, head_dim,
+  load_queries<Isa, Real>(w, {w.problem.q, s, h, panel.q0, panel.rows, head_dim, head_dim},
                           rows_buffer);
   transpose_to_lanes<Isa, Real>(rows_buffer, head_dim, panel.rows, head_dim, panel.lanes,
                                 panel.q_t);
@@ -215,8 +215,8 @@ inline void store_panel(Worker<Isa, Real>& w, const Tile& t, const Panel<Real>& 
   for (int i = 0; i < panel.lanes; ++i) {
     lane_buffer[i] = static_cast<Real>(rows[i].share * kept_scale);
   }
-  store_queries<Isa, Real>(w, p.out, *t.s, t.h, panel.q0, panel.rows, head_dim_v, panel.acc_o,
-                           panel.lanes, lane_buffer, row_buffer + panel.lanes);
+  store_queries<Isa, Real>(w, {p.out, *t.s, t.h, panel.q0, panel.rows, head_dim_v, head_dim_v},
+                           panel.acc_o, panel.lanes, lane_buffer, row_buffer + panel.lanes);
   store_lse<Isa, Real>(w, t, panel, rows);
 }
 

@@ -80,13 +80,13 @@ struct StandardBlock {
 
 // The logits of one tile into dst, rounded to q's dtype by way of the matrix or by hand.
 template <class Isa, class Real>
-inline void standard_logits(Worker<Isa, Real>& w, const Tile& t, const Real* k, int64_t k_ld,
-                            const Real* q_t, const TileScratch<Real>& scratch, Real* cap) {
+inline void standard_logits(Worker<Isa, Real>& w, const Tile& t, const Real* k, const Real* q_t,
+                            const TileScratch<Real>& scratch, Real* cap) {
   const Problem& p = w.problem;
   const bool biased = p.bias.present || p.alibi_slopes.present;
   const bool masked = classify<Isa>(p, t) != TileClass::kFull;
   gemm<Isa, Real>({.a = k,
-                   .a_row = k_ld,
+                   .a_row = p.head_dim,
                    .a_step = 1,
                    .b = q_t,
                    .b_step = t.lanes,
@@ -134,11 +134,18 @@ void standard_scores_task(void* job, int64_t task, int worker, Progress& progres
   for (int64_t k0 = 0, k_end = 0; k0 < block.s.seqlen_k; k0 = k_end) {
     if (!w.keep_going()) return;
     k_end = block.select_keys(w, k0);
-    load_keys<Isa, Real>(w, p.k, block.s, block.t.b, block.t.h / p.group_size,
-                         {k0, k0 + block.t.keys}, head_dim, head_dim, k_scratch);
+    load_keys<Isa, Real>(w,
+                         {p.k,
+                          block.s,
+                          block.t.b,
+                          block.t.h / p.group_size,
+                          {k0, k0 + block.t.keys},
+                          head_dim,
+                          head_dim},
+                         k_scratch);
     for (int n = 0; n < num_panels; ++n) {
       block.select_panel(panels[n].q0);
-      standard_logits<Isa, Real>(w, block.t, k_scratch, head_dim, panels[n].q_t, scratch, nullptr);
+      standard_logits<Isa, Real>(w, block.t, k_scratch, panels[n].q_t, scratch, nullptr);
       store_scores<Isa, Real>(w, w.plan.scores, block.t, scratch.s);
     }
     kernel_progress(progress, static_cast<double>(block.q_end - block.q_begin) * block.t.keys);
@@ -228,8 +235,9 @@ void standard_output_task(void* job, int64_t task, int worker, Progress& progres
   for (int64_t k0 = 0, k_end = 0; k0 < block.s.seqlen_k; k0 = k_end) {
     if (!w.keep_going()) return;
     k_end = block.select_keys(w, k0);
-    load_keys<Isa, Real>(w, p.v, block.s, block.t.b, block.t.h / p.group_size,
-                         {k0, k0 + block.t.keys}, dim, dim, v_scratch);
+    load_keys<Isa, Real>(
+        w, {p.v, block.s, block.t.b, block.t.h / p.group_size, {k0, k0 + block.t.keys}, dim, dim},
+        v_scratch);
     const bool nonfinite = has_nonfinite<Isa, Real>(v_scratch, block.t.keys, dim, dim);
     for (int n = 0; n < num_panels; ++n) {
       block.select_panel(block.q_begin + n * block.panel_rows);
@@ -260,8 +268,8 @@ void standard_output_task(void* job, int64_t task, int worker, Progress& progres
   }
   for (int n = 0; n < num_panels; ++n) {
     block.select_panel(block.q_begin + n * block.panel_rows);
-    store_queries<Isa, Real>(w, p.out, block.s, block.t.h, block.t.q0, block.t.rows, dim, acc_o[n],
-                             block.t.lanes, scratch.lane, rows_buffer);
+    store_queries<Isa, Real>(w, {p.out, block.s, block.t.h, block.t.q0, block.t.rows, dim, dim},
+                             acc_o[n], block.t.lanes, scratch.lane, rows_buffer);
   }
 }
 

@@ -106,17 +106,17 @@ void standard_probs_task(void* job, int64_t task, int worker, Progress& progress
     block.select_panel(q0);
     Panel<Real> panel = {.q0 = q0, .rows = block.t.rows, .lanes = block.t.lanes, .q_t = q_t};
     load_panel_queries<Isa, Real>(w, block.s, block.t.h, panel, rows_buffer);
-    load_queries<Isa, Real>(w, p.dout, block.s, block.t.h, q0, block.t.rows, dim_v, dim_v,
+    load_queries<Isa, Real>(w, {p.dout, block.s, block.t.h, q0, block.t.rows, dim_v, dim_v},
                             rows_buffer);
     transpose_to_lanes<Isa, Real>(rows_buffer, dim_v, block.t.rows, dim_v, block.t.lanes, dout_t);
     for (int64_t k0 = 0, k_end = 0; k0 < block.s.seqlen_k; k0 = k_end) {
       if (!w.keep_going()) return;
       k_end = block.select_keys(w, k0);
-      load_keys<Isa, Real>(w, p.k, block.s, block.t.b, kv_head, {k0, k_end}, dim, dim, k_scratch);
-      load_keys<Isa, Real>(w, p.v, block.s, block.t.b, kv_head, {k0, k_end}, dim_v, dim_v,
+      load_keys<Isa, Real>(w, {p.k, block.s, block.t.b, kv_head, {k0, k_end}, dim, dim}, k_scratch);
+      load_keys<Isa, Real>(w, {p.v, block.s, block.t.b, kv_head, {k0, k_end}, dim_v, dim_v},
                            v_scratch);
       Real* cap = cap_strip == nullptr ? nullptr : cap_strip + k0 * lanes;
-      standard_logits<Isa, Real>(w, block.t, k_scratch, dim, q_t, scratch, cap);
+      standard_logits<Isa, Real>(w, block.t, k_scratch, q_t, scratch, cap);
       copy_lanes<Isa, Real>(scratch.s, p_strip + k0 * lanes, block.t.keys * lanes);
       standard_dp<Isa, Real>(w, block.t, v_scratch, dout_t, scratch.extra, ds_strip + k0 * lanes);
       kernel_progress(progress, static_cast<double>(block.t.rows) * block.t.keys);
@@ -163,8 +163,8 @@ void standard_dkdv_task(void* job, int64_t task, int worker, Progress& progress)
     t.h = found.h * p.group_size + g;
     for (t.q0 = 0; t.q0 < s.seqlen_q; t.q0 += panel_rows) {
       t.rows = static_cast<int>(min64(panel_rows, s.seqlen_q - t.q0));
-      load_queries<Isa, Real>(w, p.q, s, t.h, t.q0, t.rows, dim, plan.padded_dim, r.q);
-      load_queries<Isa, Real>(w, p.dout, s, t.h, t.q0, t.rows, dim_v, plan.padded_dim_v, r.dout);
+      load_queries<Isa, Real>(w, {p.q, s, t.h, t.q0, t.rows, dim, plan.padded_dim}, r.q);
+      load_queries<Isa, Real>(w, {p.dout, s, t.h, t.q0, t.rows, dim_v, plan.padded_dim_v}, r.dout);
       const bool nonfinite_q = has_nonfinite<Isa, Real>(r.q, t.rows, dim, plan.padded_dim);
       const bool nonfinite_dout =
           has_nonfinite<Isa, Real>(r.dout, t.rows, dim_v, plan.padded_dim_v);
@@ -208,9 +208,9 @@ void standard_dkdv_task(void* job, int64_t task, int worker, Progress& progress)
       }
     }
   }
-  store_keys<Isa, Real>(w, p.dk, s, found.h, keys, dim, plan.padded_dim,
+  store_keys<Isa, Real>(w, {p.dk, s, 0, found.h, keys, dim, plan.padded_dim},
                         to_finite<Isa, Real>(p.softmax_scale), r.dk);
-  store_keys<Isa, Real>(w, p.dv, s, found.h, keys, dim_v, plan.padded_dim_v,
+  store_keys<Isa, Real>(w, {p.dv, s, 0, found.h, keys, dim_v, plan.padded_dim_v},
                         static_cast<Real>(p.dropout.enabled ? p.dropout.scale : 1.0), r.dv);
 }
 
@@ -231,8 +231,8 @@ void standard_dq_task(void* job, int64_t task, int worker, Progress& progress) {
     for (int64_t k0 = 0, k_end = 0; k0 < block.s.seqlen_k; k0 = k_end) {
       if (!w.keep_going()) return;
       k_end = block.select_keys(w, k0);
-      load_keys<Isa, Real>(w, p.k, block.s, block.t.b, block.t.h / p.group_size, {k0, k_end}, dim,
-                           dim, k_scratch);
+      load_keys<Isa, Real>(
+          w, {p.k, block.s, block.t.b, block.t.h / p.group_size, {k0, k_end}, dim, dim}, k_scratch);
       load_scores<Isa, Real>(w, w.plan.gradients, block.t, scratch.s);
       const GemmTile<Real> product = {.a = k_scratch,
                                       .a_row = 1,
@@ -256,7 +256,7 @@ void standard_dq_task(void* job, int64_t task, int worker, Progress& progress) {
     for (int i = 0; i < block.t.lanes; ++i) {
       scratch.lane[i] = to_finite<Isa, Real>(p.softmax_scale);
     }
-    store_queries<Isa, Real>(w, p.dq, block.s, block.t.h, q0, block.t.rows, dim, dq_t,
+    store_queries<Isa, Real>(w, {p.dq, block.s, block.t.h, q0, block.t.rows, dim, dim}, dq_t,
                              block.t.lanes, scratch.lane, rows_buffer);
   }
 }

@@ -102,28 +102,58 @@ inline void round_values(DType dtype, Real* values, int64_t count) {
   }
 }
 
-// Key rows [k_begin, k_end) of k or v: [keys][ld]. Columns dim..ld are zeroed.
-template <class Isa, class Real>
-inline void load_keys(Worker<Isa, Real>& w, const Array4& array, const Sequence& s, int64_t b,
-                      int64_t head, KeyRange keys, int dim, int ld, Real* dst) {
-  for (int64_t j = keys.begin; j < keys.end; ++j, dst += ld) {
-    const char* row = w.problem.key_row(array, s, b, head, j);
-    load_row<Isa, Real>(row, array.dtype, array.stride[3], dim, dst);
-    for (int c = dim; c < ld; ++c) dst[c] = 0;
+// Key rows of k, v, dk or dv: keys of one KV head as [keys][ld], of which dim columns are used.
+struct KeyRows {
+  const Array4& array;
+  const Sequence& s;
+  int64_t b;
+  int64_t head;
+  KeyRange keys;
+  int dim;
+  int ld;
+
+  [[gnu::always_inline]] int64_t bytes() const {
+    return (keys.end - keys.begin) * dim * size_of(array.dtype);
   }
-  w.count_read((keys.end - keys.begin) * dim * size_of(array.dtype));
+};
+
+// Query rows of q, dout, out or dq: rows of one head as [rows][ld], of which dim columns are used.
+struct QueryRows {
+  const Array4& array;
+  const Sequence& s;
+  int64_t head;
+  int64_t q_begin;
+  int rows;
+  int dim;
+  int ld;
+
+  [[gnu::always_inline]] char* row(int i) const {
+    return array.at(s.batch_q, s.row_q + q_begin + i, head, 0);
+  }
+  [[gnu::always_inline]] int64_t bytes() const {
+    return static_cast<int64_t>(rows) * dim * size_of(array.dtype);
+  }
+};
+
+// Columns dim..ld are zeroed.
+template <class Isa, class Real>
+inline void load_keys(Worker<Isa, Real>& w, const KeyRows& k, Real* dst) {
+  for (int64_t j = k.keys.begin; j < k.keys.end; ++j, dst += k.ld) {
+    const char* row = w.problem.key_row(k.array, k.s, k.b, k.head, j);
+    load_row<Isa, Real>(row, k.array.dtype, k.array.stride[3], k.dim, dst);
+    for (int c = k.dim; c < k.ld; ++c) dst[c] = 0;
+  }
+  w.count_read(k.bytes());
 }
 
-// Query rows [q_begin, q_begin + rows) of q, dout or out: [rows][ld]. Columns dim..ld are zeroed.
+// Columns dim..ld are zeroed.
 template <class Isa, class Real>
-inline void load_queries(Worker<Isa, Real>& w, const Array4& array, const Sequence& s, int64_t head,
-                         int64_t q_begin, int rows, int dim, int ld, Real* dst) {
-  for (int i = 0; i < rows; ++i, dst += ld) {
-    const char* row = array.at(s.batch_q, s.row_q + q_begin + i, head, 0);
-    load_row<Isa, Real>(row, array.dtype, array.stride[3], dim, dst);
-    for (int c = dim; c < ld; ++c) dst[c] = 0;
+inline void load_queries(Worker<Isa, Real>& w, const QueryRows& q, Real* dst) {
+  for (int i = 0; i < q.rows; ++i, dst += q.ld) {
+    load_row<Isa, Real>(q.row(i), q.array.dtype, q.array.stride[3], q.dim, dst);
+    for (int c = q.dim; c < q.ld; ++c) dst[c] = 0;
   }
-  w.count_read(static_cast<int64_t>(rows) * dim * size_of(array.dtype));
+  w.count_read(q.bytes());
 }
 
 // dst[c][lane] = src[lane][c]: [rows][ld] to [dim][lanes], lanes beyond the rows zeroed.
@@ -141,18 +171,16 @@ inline void transpose_to_lanes(const Real* src, int ld, int rows, int dim, int l
   }
 }
 
-// Writes row `rows` of src[dim][lanes], times factor[lane], as rows of out or dq. Adding zero makes
-// -0 into +0, so that a zero sum has one sign whatever the hidden part of a tile held.
+// Writes src[dim][lanes], times factor[lane], as rows of out or dq. Adding zero makes -0 into +0,
+// so that a zero sum has one sign whatever the hidden part of a tile held.
 template <class Isa, class Real>
-inline void store_queries(Worker<Isa, Real>& w, const Array4& array, const Sequence& s,
-                          int64_t head, int64_t q_begin, int rows, int dim, const Real* src,
-                          int lanes, const Real* factor, Real* row_buffer) {
-  for (int i = 0; i < rows; ++i) {
-    for (int c = 0; c < dim; ++c) row_buffer[c] = src[c * lanes + i] * factor[i] + Real{0};
-    char* row = array.at(s.batch_q, s.row_q + q_begin + i, head, 0);
-    store_row<Isa, Real>(row_buffer, row, array.dtype, array.stride[3], dim);
+inline void store_queries(Worker<Isa, Real>& w, const QueryRows& q, const Real* src, int lanes,
+                          const Real* factor, Real* row_buffer) {
+  for (int i = 0; i < q.rows; ++i) {
+    for (int c = 0; c < q.dim; ++c) row_buffer[c] = src[c * lanes + i] * factor[i] + Real{0};
+    store_row<Isa, Real>(row_buffer, q.row(i), q.array.dtype, q.array.stride[3], q.dim);
   }
-  w.count_written(static_cast<int64_t>(rows) * dim * size_of(array.dtype));
+  w.count_written(q.bytes());
 }
 
 // State that outlives a tile (m, l, O of flash1; dQ): whole vectors, counted without the padding.

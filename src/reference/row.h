@@ -286,9 +286,9 @@ struct AttentionRow {
     sink_weight /= row_sum;
   }
 
-  // magnitude: from the sum of |terms| of each logit to that of its weight. float64 has no wider type
-  // to hide the rounding of its logits in, so there P_j also carries how far an error of the logits
-  // moves it: P_j (1 + (1 - P_j) A_j + sum over the others of P_l A_l). docs/decisions/0006.
+  // magnitude: from the sum of |terms| of each logit to that of its weight. float64 has no wider
+  // type to hide the rounding of its logits in, so there P_j also carries how far an error of the
+  // logits moves it: P_j (1 + (1 - P_j) A_j + sum over the others of P_l A_l). docs/decisions/0006.
   void weigh_magnitudes() {
     lse_condition = 0;
     sink_magnitude = 0;

@@ -200,7 +200,7 @@ TEST(Accuracy, MissingRescaleAndOffByOneMaskFail) {
 }
 
 TEST(Accuracy, HiddenRowsMustBeExactlyRight) {
-  TestProblem test(1, 4, 2, 1, 1, 4, 4);  // queries 0 and 1 see nothing
+  TestProblem test({1, 4, 2, 1, 1, 4, 4});  // queries 0 and 1 see nothing
   Random random(2);
   test.fill(&random);
   Problem& p = test.problem;
@@ -221,7 +221,7 @@ TEST(Accuracy, HiddenRowsMustBeExactlyRight) {
 }
 
 TEST(Accuracy, NanMustBeWhereTheOracleHasIt) {
-  TestProblem test(1, 3, 3, 1, 1, 2, 2);
+  TestProblem test({1, 3, 3, 1, 1, 2, 2});
   Random random(2);
   test.fill(&random);
   test.problem.window_right = 0;
@@ -246,7 +246,7 @@ TEST(Accuracy, NanMustBeWhereTheOracleHasIt) {
 }
 
 TEST(Accuracy, ExactTierWantsEveryBit) {
-  TestProblem test(1, 2, 4, 1, 1, 1, 3);
+  TestProblem test({1, 2, 4, 1, 1, 1, 3});
   Random random(2);
   test.fill(&random);
   Problem& p = test.problem;

@@ -20,8 +20,8 @@ constexpr double kInf = std::numeric_limits<double>::infinity();
 // One head, head_dim 1, scale 1: S_ij = q_i k_j.
 struct Scalar : TestProblem {
   Scalar(std::vector<double> queries, std::vector<double> key_list, std::vector<double> values)
-      : TestProblem(1, static_cast<int64_t>(queries.size()), static_cast<int64_t>(key_list.size()),
-                    1, 1, 1, 1) {
+      : TestProblem({1, static_cast<int64_t>(queries.size()), static_cast<int64_t>(key_list.size()),
+                     1, 1, 1, 1}) {
     Random random(1);
     fill(&random);
     q = queries;
@@ -110,7 +110,7 @@ TEST(ByHand, CausalAlignments) {
 }
 
 TEST(ByHand, HeadsShareTheirKvHead) {
-  TestProblem test(1, 1, 1, 4, 2, 1, 1);
+  TestProblem test({1, 1, 1, 4, 2, 1, 1});
   Random random(1);
   test.fill(&random);
   test.v = {10, 20};
@@ -188,7 +188,7 @@ TEST(EdgeValues, LogitPlusInfinityIsNan) {
 }
 
 TEST(EdgeValues, SeqlenKZero) {
-  TestProblem test(2, 3, 0, 2, 1, 4, 4);
+  TestProblem test({2, 3, 0, 2, 1, 4, 4});
   Random random(1);
   test.fill(&random);
   test.add_sink(&random);
@@ -205,7 +205,7 @@ TEST(EdgeValues, NothingToSumIsWrittenAsZero) {
     int64_t batch, seqlen_q, heads_q, heads_kv;
   };
   for (const Shape& shape : {Shape{0, 3, 2, 1}, Shape{2, 0, 2, 1}, Shape{2, 3, 0, 1}}) {
-    TestProblem test(shape.batch, shape.seqlen_q, 4, shape.heads_q, shape.heads_kv, 2, 3);
+    TestProblem test({shape.batch, shape.seqlen_q, 4, shape.heads_q, shape.heads_kv, 2, 3});
     Random random(1);
     test.fill(&random);
     test.add_bias(&random, 1, 1, 1, 4);
@@ -229,7 +229,7 @@ TEST(EdgeValues, NothingToSumIsWrittenAsZero) {
 }
 
 TEST(EdgeValues, KeysBeyondTheUsedLength) {
-  TestProblem test(2, 3, 5, 2, 1, 4, 4);
+  TestProblem test({2, 3, 5, 2, 1, 4, 4});
   Random random(1);
   test.fill(&random);
   test.used_k = {2, 0};
@@ -266,7 +266,7 @@ TEST(EdgeValues, HiddenElementsHaveNoEffect) {
 }
 
 TEST(EdgeValues, NanInAVisibleValueStaysInItsColumn) {
-  TestProblem test(1, 4, 4, 1, 1, 2, 3);
+  TestProblem test({1, 4, 4, 1, 1, 2, 3});
   Random random(1);
   test.fill(&random);
   test.problem.window_right = 0;
@@ -298,7 +298,7 @@ TEST(EdgeValues, NanAtAWeightOfZeroCountsAsSeen) {
 }
 
 TEST(EdgeValues, NanInKeyOrQueryOrBias) {
-  TestProblem test(1, 3, 3, 1, 1, 2, 2);
+  TestProblem test({1, 3, 3, 1, 1, 2, 2});
   Random random(1);
   test.fill(&random);
   test.problem.window_right = 0;
@@ -336,7 +336,7 @@ TEST(EdgeValues, ScaleZeroAndNegative) {
 // Pages, cache rows and left padding are other places for the same keys.
 TEST(Layouts, PagedAndCachedKeysEqualPlainOnes) {
   constexpr int64_t kBatch = 2, kSeqlenK = 7, kHeads = 2, kDim = 3, kPage = 3;
-  TestProblem plain(kBatch, 4, kSeqlenK, 4, kHeads, kDim, kDim);
+  TestProblem plain({kBatch, 4, kSeqlenK, 4, kHeads, kDim, kDim});
   Random random(5);
   plain.fill(&random);
   plain.problem.backward = false;
@@ -393,7 +393,7 @@ TEST(Determinism, BitsDoNotDependOnThreads) {
 }
 
 TEST(Execution, PollStopsTheCall) {
-  TestProblem test(4, 200, 300, 4, 2, 16, 16);
+  TestProblem test({4, 200, 300, 4, 2, 16, 16});
   Random random(1);
   test.fill(&random);
   ExecutionContext context;
@@ -411,7 +411,7 @@ TEST(Execution, PollStopsTheCall) {
 }
 
 TEST(Storage, ResultsAreRoundedOnce) {
-  TestProblem test(1, 3, 5, 2, 1, 4, 6);
+  TestProblem test({1, 3, 5, 2, 1, 4, 6});
   Random random(1);
   test.fill(&random);
   const ExactResult exact = test.exact();

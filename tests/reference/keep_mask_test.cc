@@ -10,7 +10,7 @@ namespace attentile {
 namespace {
 
 TEST(KeepMask, HoldsEveryDecision) {
-  reference::TestProblem test(2, 5, 40, 3, 3, 1, 1);
+  reference::TestProblem test({2, 5, 40, 3, 3, 1, 1});
   Problem& p = test.problem;
   p.window_right = 0;  // hidden pairs are written too
   p.dropout = make_dropout(0.4, 21, 22);

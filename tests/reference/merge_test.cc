@@ -43,7 +43,7 @@ ExactResult part_of(const TestProblem& test, int64_t begin, int64_t end) {
 
 TEST(Merge, ThreePartsOfTheKeysEqualOneCall) {
   for (const bool window : {false, true}) {
-    TestProblem test(2, 70, 90, 4, 2, 8, 5);
+    TestProblem test({2, 70, 90, 4, 2, 8, 5});
     Random random(3);
     test.fill(&random);
     test.problem.window_right = 0;

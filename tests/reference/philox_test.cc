@@ -31,9 +31,13 @@ TEST(Philox, KnownAnswers) {
   }
 }
 
+struct Position {
+  int64_t b, h, i, j;
+};
+
 // Straight from the contract, in one expression per line.
-bool keep_by_contract(uint64_t seed, uint64_t offset, double p, int64_t b, int64_t h, int64_t i,
-                      int64_t j, int64_t num_heads_q) {
+bool keep_by_contract(uint64_t seed, uint64_t offset, double p, Position at, int64_t num_heads_q) {
+  const auto [b, h, i, j] = at;
   const uint32_t key0 = static_cast<uint32_t>(seed & 0xFFFFFFFF);
   const uint32_t key1 = static_cast<uint32_t>((seed >> 32) ^ (offset >> 32));
   const uint32_t c0 = static_cast<uint32_t>(4 * (j / 32) + (j % 8) / 2);
@@ -59,7 +63,7 @@ TEST(Dropout, FollowsTheContract) {
       for (int64_t h = 0; h < 3; ++h) {
         for (int64_t i = 0; i < 5; ++i) {
           for (int64_t j = 0; j < 100; ++j) {
-            ASSERT_EQ(dropout.keep(b, h, i, j), keep_by_contract(seed, offset, p, b, h, i, j, 3));
+            ASSERT_EQ(dropout.keep(b, h, i, j), keep_by_contract(seed, offset, p, {b, h, i, j}, 3));
           }
         }
       }

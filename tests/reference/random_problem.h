@@ -49,10 +49,14 @@ inline Array4 array4(void* data, DType dtype, int64_t s0, int64_t s1, int64_t s2
           .stride = {s0, s1, s2, s3}};
 }
 
+struct TestShape {
+  int64_t batch, seqlen_q, seqlen_k, heads_q, heads_kv, head_dim, head_dim_v;
+};
+
 // Batch of equal lengths, contiguous, no feature: the start of every test.
 struct TestProblem {
-  TestProblem(int64_t batch, int64_t seqlen_q, int64_t seqlen_k, int64_t heads_q, int64_t heads_kv,
-              int64_t head_dim, int64_t head_dim_v) {
+  explicit TestProblem(const TestShape& shape) {
+    const auto [batch, seqlen_q, seqlen_k, heads_q, heads_kv, head_dim, head_dim_v] = shape;
     problem.backward = true;
     problem.dtype = DType::kFloat64;
     problem.batch = batch;
@@ -139,9 +143,9 @@ inline std::unique_ptr<TestProblem> make_shapes(Random* random) {
   const bool varlen = random->chance(0.3);
   const int64_t seqlen_q = random->integer(1, 8);
   const int64_t seqlen_k = random->integer(1, 9);
-  auto test =
-      std::make_unique<TestProblem>(batch, seqlen_q, seqlen_k, heads_kv * random->integer(1, 3),
-                                    heads_kv, random->integer(1, 10), random->integer(1, 6));
+  auto test = std::make_unique<TestProblem>(
+      TestShape{batch, seqlen_q, seqlen_k, heads_kv * random->integer(1, 3), heads_kv,
+                random->integer(1, 10), random->integer(1, 6)});
   if (!varlen) return test;
   Problem& p = test->problem;
   p.varlen = true;
