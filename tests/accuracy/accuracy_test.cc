@@ -20,7 +20,7 @@ constexpr double kInf = std::numeric_limits<double>::infinity();
 // A causal GQA problem in `dtype` with every kind of output, its oracle and its yardstick, and
 // output arrays that hold the yardstick's values.
 struct Judged {
-  explicit Judged(DType dtype, int64_t seqlen = 33) : test(2, seqlen, seqlen, 4, 2, 24, 16) {
+  explicit Judged(DType dtype, int64_t seqlen = 33) : test({2, seqlen, seqlen, 4, 2, 24, 16}) {
     Random random(17);
     test.fill(&random);
     test.add_dlse(&random);
