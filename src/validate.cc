@@ -61,7 +61,7 @@ Result<Problem> run_steps(Call call) {
   for (Step step : kSteps) {
     if (Status status = step(&call); !status.ok()) return status;
   }
-  return std::move(call.problem);
+  return call.problem;
 }
 
 }  // namespace

@@ -161,7 +161,7 @@ inline void prepare_panel(Worker<Isa, Real>& w, const Tile& t, const BackwardScr
     const bool narrow = keys.end - keys.begin <= w.plan.tile_n;
     const bool standard = w.plan.algorithm == Algorithm::kStandard;
     if (!large && !narrow && !standard) return;
-    bool own[kMaxPanelLanes];
+    bool own[kMaxPanelLanes] = {};
     refine_lse<Isa, Real>(w, t, narrow ? 0 : lse_limit<Isa>(p.dtype), r, own);
     if (standard && size_of(p.dtype) == 2) {  // its lse is that of rounded scores
       for (bool& row : own) row = true;

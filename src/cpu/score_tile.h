@@ -153,7 +153,8 @@ inline void fill_bias(Worker<Isa, Real>& w, const Tile& t, Real* extra) {
     for (int i = 0; i < V::kLanes; ++i) step[i] = static_cast<Real>(i);
     const V lane = V::load(step);
     for (int k = 0; k < t.keys; ++k) {
-      const int64_t distance = t.q0 + t.s->band.offset - (t.k0 + k);  // of lane 0
+      // Of lane 0; the offset may be any int64.
+      const __int128 distance = static_cast<__int128>(t.q0) + t.s->band.offset - (t.k0 + k);
       for (int i = 0; i < t.lanes; i += V::kLanes) {
         const V apart = V::abs(V::set1(static_cast<Real>(distance + i)) + lane);
         Real* cell = extra + k * t.lanes + i;
