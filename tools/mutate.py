@@ -87,15 +87,12 @@ def build(target, jobs):
 
 
 def suites():
-    """Folder -> test program, from ctest."""
-    out = subprocess.run(["ctest", "--test-dir", str(BUILD), "--show-only=json-v1"], check=True,
-                         capture_output=True, text=True).stdout
-    found = {}
-    for test in json.loads(out)["tests"]:
-        program = Path(test.get("command", [""])[0])
-        if re.fullmatch(r"attentile_\w+_tests", program.name):
-            found[test["name"]] = program
-    return found
+    """Folder of tests/ -> test program."""
+    targets = run("cmake", "--build", BUILD, "--target", "help")[1]
+    names = re.findall(r"^attentile_(\w+)_tests:", targets, flags=re.MULTILINE)
+    if not names:
+        raise SystemExit(f"mutate: {BUILD} has no test programs")
+    return {name: BUILD / "tests" / f"attentile_{name}_tests" for name in names}
 
 
 def run_suite(program, timeout):

@@ -154,7 +154,7 @@ inline void prepare_panel(Worker<Isa, Real>& w, const Tile& t, const BackwardScr
     large |= magnitude > lse_limit<Isa>(p.dtype) && magnitude < 1e37;
   }
   w.count_read(t.rows * static_cast<int64_t>(sizeof(Real)));
-  w.count_written(3 * t.rows * static_cast<int64_t>(sizeof(Real)));
+  w.count_written(int64_t{3} * t.rows * static_cast<int64_t>(sizeof(Real)));
   const KeyRange blocks = blocks_of_panel<Isa>(w.plan, s, t.q0, t.rows);
   if (blocks.begin < blocks.end) {
     const KeyRange keys = s.band.keys(t.q0, t.q0 + t.rows);

@@ -96,7 +96,7 @@ inline void load_backward_panel(Worker<Isa, Real>& w, const Tile& t,
     const Real magnitude = std::fmin(std::fabs(r.lse[i]), limit);
     r.snap[i] = weightless ? Real{0} : kUnit * (Real{1.5} * magnitude + spread);
   }
-  w.count_read(3 * t.rows * static_cast<int64_t>(sizeof(Real)));
+  w.count_read(int64_t{3} * t.rows * static_cast<int64_t>(sizeof(Real)));
 }
 
 // r.p = P^T of the tile, r.hide and r.cap where the problem has them. Returns the tile's class.

@@ -282,7 +282,7 @@ void flash2_forward_task(void* job, int64_t task, int worker, Progress& progress
   Panel<Real> panels[kMaxPanels];
   for (int n = 0; n < num_panels; ++n) {
     Panel<Real>& panel = panels[n];
-    panel.q0 = q_begin + n * panel_rows;
+    panel.q0 = q_begin + int64_t{n} * panel_rows;
     panel.rows = static_cast<int>(min64(panel_rows, q_end - panel.q0));
     panel.lanes = lanes;
     panel.q_t = w.take(p.head_dim * lanes);

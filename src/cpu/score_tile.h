@@ -212,7 +212,7 @@ inline void fill_keep(const Problem& p, const Tile& t, Real* keep) {
           for (int n = 0; n < 4; ++n) word[n][i] = random.word[n];
         }
         for (uint64_t lane = 0; lane < 8; ++lane) {
-          const uint64_t key = 32 * group + 8 * (lane / 2) + 2 * c + lane % 2;
+          const uint64_t key = 32 * group + 8 * (lane / 2) + uint64_t{2} * c + lane % 2;
           if (key < first || key > last) continue;
           Real* row = keep + static_cast<int64_t>(key - first) * t.lanes + i0;
           for (int i = 0; i < kLanes; ++i) {
