@@ -30,7 +30,7 @@ double run_once(double (*run)(int64_t), int64_t steps, int threads) {
   Probe probe{run, steps};
   const auto begin = std::chrono::steady_clock::now();
   // Several tasks a thread: one that wakes late does not leave its share undone.
-  (void)parallel_for(context, threads, 8 * threads, &probe_task, &probe, progress);
+  (void)parallel_for(context, threads, int64_t{8} * threads, &probe_task, &probe, progress);
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
   return probe.operations.load() / seconds.count() * 1e-9;
 }

@@ -100,7 +100,7 @@ void choose_tiles(const Problem& p, const Machine& machine, CpuPlan& plan) {
     }
     const int64_t heads = max64(1, product(p.batch, p.num_heads_q));
     while (panels > 1 && product(heads, ceil_div(p.max_seqlen_q, panels * plan.panel_rows_max)) <
-                             4 * plan.workers) {
+                             int64_t{4} * plan.workers) {
       panels /= 2;
     }
     plan.tile_m = panels * plan.panel_rows_max;
