@@ -114,7 +114,8 @@ TEST(Workspace, AnyAlignmentIsServed) {
       const AttentionOutputs outputs = conformance::outputs_of(results);
       const Result<Plan> plan = plan_forward(inputs, outputs, options, context);
       ASSERT_TRUE(plan.ok());
-      std::vector<char> memory(static_cast<size_t>(plan->workspace_bytes + 64), char{-1});
+      std::vector<char> memory(static_cast<size_t>(plan->workspace_bytes + 64),
+                               static_cast<char>(0xFF));
       ExecutionContext with = context;
       with.workspace = memory.data() + shift;
       with.workspace_bytes = plan->workspace_bytes;

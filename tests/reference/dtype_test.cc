@@ -11,6 +11,12 @@
 
 #include "reference/random_problem.h"
 
+#if defined(__aarch64__)
+using Half = __fp16;  // g++ 12 has no _Float16 in C++ there
+#else
+using Half = _Float16;
+#endif
+
 namespace attentile {
 namespace {
 
@@ -109,8 +115,8 @@ TEST(DType, RandomDoublesOfEveryExponent) {
       }
 #ifdef __FLT16_MAX__
       if (!std::isnan(value)) {
-        expect_same(round_to(DType::kFloat16, value),
-                    static_cast<double>(static_cast<_Float16>(value)), value);
+        expect_same(round_to(DType::kFloat16, value), static_cast<double>(static_cast<Half>(value)),
+                    value);
       }
 #endif
     }
