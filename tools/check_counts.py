@@ -29,7 +29,7 @@ def count_json(path):
             properties = [f"{key} {value}" for key, value in case.items() if key not in OF_GTEST]
             if properties:
                 print(f"{suite['name']}.{case['name']}: {', '.join(properties)}")
-            if case.get("failures"):
+            if isinstance(case.get("failures"), list):
                 failed += 1
             elif case.get("result") == "SKIPPED" or case.get("status") == "NOTRUN":
                 skipped.append(f"{suite['name']}.{case['name']}")

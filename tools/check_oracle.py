@@ -170,7 +170,7 @@ class Maker:
             table = self.rng.permutation(rows_k[0])[: c.batch * pages].astype(np.int32)
             c.tensors["block_table"] = table.reshape(c.batch, pages)
             used = self.rng.integers(0, c.seqlen_k + 1, c.batch)
-            c.seqlen_k = pages * page_size
+            c.seqlen_k = int(used.max())
         elif kind == 4:
             c.features.append("cache")
             c.backward = False

@@ -16,6 +16,7 @@
 #include "faults/injection.h"
 #include "memory.h"
 #include "support/guarded_buffer.h"
+#include "validate.h"
 
 namespace attentile::testing {
 namespace {
@@ -100,6 +101,21 @@ TEST(AllocationFails, EachOneOfTheLibrarysHook) {
   }
 }
 
+TEST(AllocationFails, ValidationNeedsNone) {
+  if (!can_fail_new()) GTEST_SKIP() << "this sanitizer's operator new cannot be replaced";
+  const AttentionCall call(Algorithm::kFlash2);
+  const AttentionInputs inputs = call.inputs();
+  const AttentionOutputs outputs = call.outputs();
+  const AttentionGradients gradients = call.gradients();
+  const NewFailure failure(0);
+  const bool forward = validate_forward(inputs, outputs, call.options, Check::kCall).ok();
+  const bool backward =
+      validate_backward(inputs, outputs, gradients, call.options, Check::kCall).ok();
+  EXPECT_FALSE(NewFailure::happened());
+  EXPECT_TRUE(forward);
+  EXPECT_TRUE(backward);
+}
+
 TEST(AllocationFails, EachOneOfOperatorNew) {
   if (!can_fail_new()) GTEST_SKIP() << "this sanitizer's operator new cannot be replaced";
   int64_t failures = 0;
@@ -128,7 +144,7 @@ TEST(AllocationFails, EachOneOfOperatorNew) {
       EXPECT_EQ(live_new_count(), live) << name_of(variant);
     }
   }
-  RecordProperty("failures", std::to_string(failures));
+  RecordProperty("injected", std::to_string(failures));
 }
 
 TEST(AllocationFails, OfPlansMergesAndRefusals) {
