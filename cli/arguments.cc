@@ -38,7 +38,10 @@ struct Arguments::Implementation {
     Kind kind;
     size_t max_count;
     CLI::Option* option;
-    std::vector<std::string> results;
+    std::vector<std::string> results = {};
+    std::string attached = {};  // the last value after '='
+
+    bool is_flag() const { return kind == Kind::kFlag || kind == Kind::kFlagOrValue; }
   };
 
   CLI::App app;
@@ -47,7 +50,7 @@ struct Arguments::Implementation {
 
   void add(const std::string& name, Kind kind, size_t max_count, CLI::Option* option) {
     option->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
-    declared.emplace(name, Declared{kind, max_count, option, {}});
+    declared.emplace(name, Declared{kind, max_count, option});
   }
 
   // The declared option nearest to `word`, or "".
@@ -77,13 +80,19 @@ struct Arguments::Implementation {
     wrong_request("{}: unknown option {}, expected perhaps {}", command, in_quotes(name), hint);
   }
 
-  // CLI11 takes the next word as the value of "--name=", so that form is refused before it runs.
-  void refuse_empty_values(const std::vector<std::string>& words) const {
-    for (const std::string& word : words) {
-      if (!word.ends_with('=') || !word.starts_with("--")) continue;
-      const auto found = declared.find(std::string_view(word).substr(0, word.size() - 1));
-      if (found != declared.end()) {
+  // What stands after '=', looked at before CLI11 runs: it takes the next word as the value of
+  // "--name=", and a flag's "=true" for none.
+  void read_attached_values(const std::vector<std::string>& words) {
+    for (size_t i = 0; i < words.size() && words[i] != "--"; ++i) {
+      const size_t equals = words[i].find('=');
+      const auto found = declared.find(std::string_view(words[i]).substr(0, equals));
+      if (found == declared.end() || found->second.kind == Kind::kPositional) continue;
+      if (equals == std::string::npos) {
+        if (!found->second.is_flag()) ++i;  // the value
+      } else if (equals + 1 == words[i].size()) {
         wrong_request("{}: nothing follows '=', expected a value", found->first);
+      } else {
+        found->second.attached = words[i].substr(equals + 1);
       }
     }
   }
@@ -95,14 +104,15 @@ struct Arguments::Implementation {
         wrong_request("{}: given {} times, expected once", name, entry.results.size());
       }
       for (std::string& text : entry.results) {
-        const bool valued = entry.kind != Kind::kFlag && entry.kind != Kind::kFlagOrValue;
-        if (!valued && text == "true") {
-          text.clear();
-        } else if (entry.kind == Kind::kFlag) {
+        if (entry.is_flag()) text = entry.attached;
+        if (entry.is_flag() && text.empty()) continue;
+        const auto other = declared.find(text);
+        if (entry.kind == Kind::kFlag) {
           wrong_request("{}: given the value {}, expected none", name, in_quotes(text));
         } else if (text.empty()) {
           wrong_request("{}: an empty value, expected one that is not", name);
-        } else if (entry.kind != Kind::kPositional && declared.count(text) != 0) {
+        } else if (entry.kind != Kind::kPositional && other != declared.end() &&
+                   other->second.kind != Kind::kPositional) {
           wrong_request("{}: followed by the option {}, expected a value", name, text);
         }
       }
@@ -152,7 +162,7 @@ void Arguments::positional(const std::string& name, const std::string& help) {
 }
 
 bool Arguments::parse(const std::vector<std::string>& words) {
-  implementation_->refuse_empty_values(words);
+  implementation_->read_attached_values(words);
   try {
     implementation_->app.parse(std::vector<std::string>(words.rbegin(), words.rend()));
   } catch (const CLI::CallForHelp&) {

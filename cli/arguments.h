@@ -42,7 +42,7 @@ class Arguments {
   std::unique_ptr<Implementation> implementation_;
 };
 
-// The value of `name` looked up in a table of words, or `otherwise` when it was not given.
+// A word that an option takes and what it stands for.
 template <class T>
 struct Choice {
   std::string_view word;
@@ -53,6 +53,7 @@ struct Choice {
 size_t parse_choice(std::string_view name, std::string_view text,
                     const std::vector<std::string_view>& words);
 
+// The value of `name` looked up in a table of words, or `otherwise` when it was not given.
 template <class T>
 T choose(const Arguments& arguments, std::string_view name, const std::vector<Choice<T>>& choices,
          T otherwise) {

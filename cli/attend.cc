@@ -12,6 +12,7 @@
 #include "cli/progress.h"
 #include "cli/tensors.h"
 #include "io/safetensors.h"
+#include "io/text.h"
 
 namespace attentile::cli {
 namespace {
@@ -102,7 +103,8 @@ Json pass_facts(const PassResult& pass) {
   return facts;
 }
 
-Json verdict_facts(const reference::Verdict& verdict) {
+Json verdict_facts(const Judged& judged) {
+  const reference::Verdict& verdict = judged.verdict;
   Json facts;
   facts["output"] = verdict.name;
   facts["elements"] = verdict.elements;
@@ -110,6 +112,7 @@ Json verdict_facts(const reference::Verdict& verdict) {
   facts["max_error"] = verdict.max_error;
   facts["standard_error"] = verdict.standard_error;
   facts["allowed"] = verdict.allowed;
+  facts["nan_elements"] = judged.nans;
   facts["passed"] = verdict.passed;
   facts["mistrusted"] = verdict.mistrusted;
   facts["reason"] = verdict.reason;
@@ -117,8 +120,8 @@ Json verdict_facts(const reference::Verdict& verdict) {
 }
 
 bool all_passed(const AttendResult& result) {
-  for (const reference::Verdict& verdict : result.verdicts) {
-    if (!verdict.passed) return false;
+  for (const Judged& judged : result.judged) {
+    if (!judged.verdict.passed) return false;
   }
   return true;
 }
@@ -144,7 +147,7 @@ Json to_json(const AttendRequest& request, const AttendResult& result) {
   if (request.work.verify) {
     json["verified"] = all_passed(result);
     json["verify"] = Json::array();
-    for (const auto& verdict : result.verdicts) json["verify"].push_back(verdict_facts(verdict));
+    for (const Judged& judged : result.judged) json["verify"].push_back(verdict_facts(judged));
   }
   json["out"] = request.out ? Json(*request.out) : Json(nullptr);
   return json;
@@ -171,21 +174,25 @@ void print_passes(std::FILE* stream, const AttendResult& result) {
   if (result.backward) print_pass(stream, "backward", *result.backward);
 }
 
-void print_verdicts(std::FILE* stream, const std::vector<reference::Verdict>& verdicts) {
+void print_verdicts(std::FILE* stream, const std::vector<Judged>& outputs) {
   fmt::print(stream, "\n{:<8} {:>12} {:>14} {:>12}   {}\n", "output", "max error", "standard's",
              "allowed", "verdict");
-  for (const reference::Verdict& verdict : verdicts) {
-    const char* word = !verdict.passed ? "FAIL" : verdict.mistrusted ? "mistrusted" : "pass";
-    fmt::print(stream, "{:<8} {:>12.3e} {:>14.3e} {:>12.3e}   {}{}{}\n", verdict.name,
-               verdict.max_error, verdict.standard_error, verdict.allowed, word,
-               verdict.reason.empty() ? "" : ": ", verdict.reason);
+  for (const auto& [verdict, nans] : outputs) {
+    std::string word = !verdict.passed ? "FAIL" : verdict.mistrusted ? "mistrusted" : "pass";
+    if (!verdict.reason.empty()) word += ": " + verdict.reason;
+    if (nans > 0) {
+      word +=
+          fmt::format("; {} of {} elements are NaN here and by the oracle", nans, verdict.elements);
+    }
+    fmt::print(stream, "{:<8} {:>12.3e} {:>14.3e} {:>12.3e}   {}\n", verdict.name,
+               verdict.max_error, verdict.standard_error, verdict.allowed, word);
   }
 }
 
 void print_text(std::FILE* stream, const AttendRequest& request, const AttendResult& result) {
   print_passes(stream, result);
-  if (request.work.verify) print_verdicts(stream, result.verdicts);
-  if (request.out) fmt::print(stream, "\nwritten: {}\n", *request.out);
+  if (request.work.verify) print_verdicts(stream, result.judged);
+  if (request.out) fmt::print(stream, "\nwritten: {}\n", io::printable_path(*request.out));
 }
 
 }  // namespace
@@ -200,6 +207,7 @@ Exit attend(const Words& words, const Streams& streams) {
   const InterruptGuard guard;
   CallTensors call = load_call(request.tensors);
   InterruptGuard::check();
+  check_block_size(call, request.work.options);
   const AttendResult result = run_attend(call, request.work);
   if (request.out) require_ok(io::write_safetensors(*request.out, call.results));
   if (request.json) {

@@ -4,10 +4,14 @@
 #include "cli/attend_run.h"
 
 #include <chrono>
+#include <cmath>
+#include <tuple>
 
 #include "cli/error.h"
 #include "cli/memory.h"
 #include "cli/progress.h"
+#include "dtype.h"
+#include "reference/rounded_standard.h"
 #include "validate.h"
 
 namespace attentile::cli {
@@ -43,21 +47,60 @@ void compute(PassResult& pass, ExecutionContext context, const char* label, std:
   require_ok(status);
 }
 
+int64_t count_nans(const Array4& got, const reference::ExactArray& exact) {
+  if (!got.present || !exact.present) return 0;
+  int64_t nans = 0;
+  for (int64_t a = 0; a < exact.shape[0]; ++a) {
+    for (int64_t b = 0; b < exact.shape[1]; ++b) {
+      for (int64_t c = 0; c < exact.shape[2]; ++c) {
+        for (int64_t d = 0; d < exact.shape[3]; ++d) {
+          if (!std::isnan(exact.at(a, b, c, d))) continue;
+          nans += std::isnan(load_as_double(got.at(a, b, c, d), got.dtype, 0)) ? 1 : 0;
+        }
+      }
+    }
+  }
+  return nans;
+}
+
+int64_t nans_of(std::string_view name, const Problem& p, const reference::ExactResult& exact) {
+  const std::tuple<std::string_view, const Array4*, const reference::ExactArray*> outputs[] = {
+      {"out", &p.out, &exact.out},      {"lse", &p.lse, &exact.lse},
+      {"dq", &p.dq, &exact.dq},         {"dk", &p.dk, &exact.dk},
+      {"dv", &p.dv, &exact.dv},         {"dbias", &p.dbias, &exact.dbias},
+      {"dsink", &p.dsink, &exact.dsink}};
+  for (const auto& [word, got, right] : outputs) {
+    if (word == name) return count_nans(*got, *right);
+  }
+  return 0;
+}
+
+// The comparison of reference::check, with the exact values kept to count NaN.
+void judge_pass(const Problem& problem, const AttendWork& work, const ExecutionContext& context,
+                std::vector<Judged>& judged) {
+  const reference::AccuracyOptions rule{.normal_inputs = work.normal_inputs,
+                                        .stores_scores = problem.algorithm == Algorithm::kStandard};
+  reference::ExactResult exact;
+  reference::ExactResult standard;
+  Status status = reference::compute_exact(problem, context, &exact);
+  if (status.ok()) status = reference::compute_standard(problem, context, &standard);
+  InterruptGuard::check();
+  require_ok(status);
+  const auto verdicts = problem.backward ? reference::check_backward(problem, exact, standard, rule)
+                                         : reference::check_forward(problem, exact, standard, rule);
+  for (const reference::Verdict& verdict : verdicts) {
+    judged.push_back({verdict, nans_of(verdict.name, problem, exact)});
+  }
+}
+
 void judge(const CallTensors& call, const AttendWork& work, ExecutionContext context,
            AttendResult& result) {
   ProgressBar bar(work.progress, "verify");
   bar.watch(context);
-  const auto append = [&](const Problem& problem) {
-    const reference::AccuracyOptions rule{
-        .normal_inputs = work.normal_inputs,
-        .stores_scores = problem.algorithm == Algorithm::kStandard};
-    auto verdicts = reference::check(problem, context, rule);
-    InterruptGuard::check();
-    require_ok(verdicts.status());
-    for (reference::Verdict& verdict : *verdicts) result.verdicts.push_back(std::move(verdict));
-  };
-  append(take(validate_forward(call.inputs, call.outputs, work.options, Check::kCall)));
-  if (result.backward) append(result.backward->problem);
+  const Problem forward =
+      take(validate_forward(call.inputs, call.outputs, work.options, Check::kCall));
+  judge_pass(forward, work, context, result.judged);
+  if (result.backward) judge_pass(result.backward->problem, work, context, result.judged);
 }
 
 }  // namespace

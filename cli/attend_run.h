@@ -19,10 +19,16 @@ struct PassResult {
   Traffic traffic;
 };
 
+struct Judged {
+  reference::Verdict verdict;
+  int64_t nans =
+      0;  // elements that are NaN in the output and by the oracle: no error measures them
+};
+
 struct AttendResult {
   PassResult forward;
   std::optional<PassResult> backward;
-  std::vector<reference::Verdict> verdicts;  // with verify
+  std::vector<Judged> judged;  // with verify
 };
 
 struct AttendWork {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // `attentile bench`: times in percent of the peak measured in this process, with standard
 // attention as the ratio.
+#include "cli/bench_file.h"
 #include "cli/bench_measure.h"
 #include "cli/build_info.h"
 #include "cli/commands.h"
@@ -15,16 +16,6 @@ void print_heading(std::FILE* out) {
              "thr", "median", "GFLOP/s", "peak", "standard", "ratio");
 }
 
-std::string shape_column(const Problem& problem) {
-  std::string text =
-      fmt::format("{}x{}x{} h{}/{} d{}", problem.batch, problem.max_seqlen_q, problem.max_seqlen_k,
-                  problem.num_heads_q, problem.num_heads_kv, problem.head_dim);
-  if (problem.head_dim_v != problem.head_dim) text += fmt::format("/{}", problem.head_dim_v);
-  if (problem.varlen) text += " varlen";
-  if (problem.window_right == 0) text += " causal";
-  return text;
-}
-
 void print_row(std::FILE* out, const BenchResult& result, const Json& record) {
   const Timing& ours = result.timings.front();
   std::string standard = result.skipped;
@@ -35,7 +26,7 @@ void print_row(std::FILE* out, const BenchResult& result, const Json& record) {
   }
   fmt::print(out, "{:<9}{:<6}{:<36}{:>3}{:>12}{:>10.1f}{:>7.1f}%{:>12}{:>8}\n",
              record["pass"].get<std::string>(), record["dtype"].get<std::string>(),
-             shape_column(result.problem), result.bench_case.threads, seconds_words(ours.median_s),
+             sizes_words(record), result.bench_case.threads, seconds_words(ours.median_s),
              record["gflops"].get<double>(), 100 * record["fraction_of_peak"].get<double>(),
              standard, ratio);
   std::fflush(out);
@@ -61,15 +52,17 @@ Exit bench(const Words& words, const Streams& streams) {
   Peaks peaks;
   Json records = Json::array();
   for (size_t i = 0; i < request.cases.size(); ++i) {
-    const BenchResult result = measure(request.cases[i], request);
+    const double cases = static_cast<double>(request.cases.size());
+    const BenchResult result = measure(
+        request.cases[i], request, {.bar = bar, .begin = static_cast<double>(i), .cases = cases});
     const Timing& ours = result.timings.front();
     const double peak =
         peaks.gflops(ours.plan.isa, result.problem.dtype, result.bench_case.threads);
     const size_t first = records.size();
     for (const Timing& timing : result.timings) records.push_back(to_record(result, timing, peak));
+    bar.wipe();
     if (i == 0) print_heading(streams.out);
     print_row(streams.out, result, records[first]);
-    bar.update(static_cast<double>(i + 1) / static_cast<double>(request.cases.size()));
   }
   if (request.json) {
     Json file = file_head(command_line(words));

@@ -47,15 +47,23 @@ const std::vector<Preset>& presets() {
   return kPresets;
 }
 
-std::vector<std::string> split(std::string_view name, std::string_view text) {
-  std::vector<std::string> parts;
+// --dtype: one name or several.
+std::vector<DType> read_dtypes(const Arguments& arguments) {
+  const std::string* given = arguments.find("--dtype");
+  const std::string text = given == nullptr ? "f32" : *given;
+  constexpr size_t kMaxNames = 16;
+  std::vector<DType> dtypes;
   for (size_t begin = 0; begin <= text.size();) {
     const size_t end = std::min(text.find(',', begin), text.size());
-    parts.emplace_back(text.substr(begin, end - begin));
-    if (parts.size() > 16) wrong_request("{}: more than 16 values", name);
+    if (dtypes.size() == kMaxNames) {
+      wrong_request(
+          "--dtype: {} has more than {} names, expected f32, f64, f16 or bf16, or several",
+          in_quotes(text), kMaxNames);
+    }
+    dtypes.push_back(parse_dtype("--dtype", text.substr(begin, end - begin)));
     begin = end + 1;
   }
-  return parts;
+  return dtypes;
 }
 
 std::vector<Shape> read_shapes(const Arguments& arguments) {
@@ -150,9 +158,7 @@ BenchRequest read_bench(const Arguments& arguments) {
     }
   }
   if (const std::string* text = arguments.find("--json")) request.json = *text;
-  const std::string* dtypes = arguments.find("--dtype");
-  for (const std::string& name : split("--dtype", dtypes == nullptr ? "f32" : *dtypes)) {
-    const DType dtype = parse_dtype("--dtype", name);
+  for (const DType dtype : read_dtypes(arguments)) {
     for (int threads : read_thread_counts(arguments)) {
       for (bool backward : read_passes(arguments)) {
         for (SyntheticCall call : calls) {

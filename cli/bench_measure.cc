@@ -10,7 +10,6 @@
 #include "cli/error.h"
 #include "cli/memory.h"
 #include "cli/numbers.h"
-#include "cli/progress.h"
 #include "cpu/peak.h"
 #include "validate.h"
 
@@ -21,14 +20,72 @@ struct Subject {
   std::string name;
   AttentionOptions options;
   Plan plan;
-  std::vector<double> seconds;
+  std::vector<double> seconds = {};
+  double total_s = 0;
+
+  void add(double run_s) {
+    seconds.push_back(run_s);
+    total_s += run_s;
+  }
 };
 
-double sum(const std::vector<double>& values) {
-  double total = 0;
-  for (double value : values) total += value;
-  return total;
+constexpr size_t kMinRuns = 3;
+constexpr size_t kMaxRuns = 100'000;
+
+bool enough(const Subject& subject, double min_time_s) {
+  const size_t runs = subject.seconds.size();
+  if (runs >= kMaxRuns) return true;
+  if (subject.total_s >= 10 * min_time_s && runs > 0) return true;
+  return runs >= kMinRuns && subject.total_s >= min_time_s;
 }
+
+// Rounds until every subject has enough, by the mean of its runs so far; at least one more.
+double rounds_left(const std::vector<Subject>& subjects, double min_time_s) {
+  double rounds = 1;
+  for (const Subject& subject : subjects) {
+    const double runs = static_cast<double>(subject.seconds.size());
+    double needed = static_cast<double>(kMinRuns);
+    if (subject.total_s > 0) {
+      const double mean_s = subject.total_s / runs;
+      needed = std::min(std::max(needed, min_time_s / mean_s), 10 * min_time_s / mean_s);
+    }
+    rounds = std::max(rounds, std::min(needed, static_cast<double>(kMaxRuns)) - runs);
+  }
+  return rounds;
+}
+
+// Moves the bar from run to run and, by the polls of a run, within it.
+class CaseProgress {
+ public:
+  explicit CaseProgress(const CaseShare& share) : share_(share) {}
+  CaseProgress(const CaseProgress&) = delete;
+  CaseProgress& operator=(const CaseProgress&) = delete;
+
+  void watch(ExecutionContext& context) {
+    context.poll = [](void* progress, double fraction) {
+      return static_cast<CaseProgress*>(progress)->update(fraction);
+    };
+    context.poll_data = this;
+  }
+
+  // A run begins, the first of about `left`.
+  void begin_run(double left) {
+    left_ = std::max(left, 1.0);
+    update(0);
+  }
+  void end_run() { ++done_; }
+
+ private:
+  int update(double fraction) {
+    shown_ = std::max(shown_, (done_ + fraction) / (done_ + left_));
+    return share_.bar.update((share_.begin + shown_) / share_.cases);
+  }
+
+  const CaseShare& share_;
+  double done_ = 0;  // runs
+  double left_ = 1;  // the one at hand included
+  double shown_ = 0;
+};
 
 Plan plan_of(const CallTensors& call, const AttentionOptions& options,
              const ExecutionContext& context, bool backward) {
@@ -51,12 +108,6 @@ double run_once(const CallTensors& call, const Subject& subject, const Execution
   return std::chrono::duration<double>(stop - start).count();
 }
 
-bool enough(const std::vector<double>& seconds, double min_time_s) {
-  const double total = sum(seconds);
-  if (total >= 10 * min_time_s && !seconds.empty()) return true;
-  return seconds.size() >= 3 && total >= min_time_s;
-}
-
 Timing summarize(Subject& subject) {
   std::vector<double>& seconds = subject.seconds;
   std::sort(seconds.begin(), seconds.end());
@@ -71,31 +122,38 @@ Timing summarize(Subject& subject) {
 }
 
 void time_subjects(const CallTensors& call, std::vector<Subject>& subjects,
-                   const ExecutionContext& context, const BenchRequest& request, bool backward) {
+                   ExecutionContext context, double min_time_s, const CaseShare& share) {
+  const bool backward = call.gradients.dq.present();
+  CaseProgress progress(share);
+  progress.watch(context);
+  const double per_round = static_cast<double>(subjects.size());
+  double warm_ups = per_round;
   for (const Subject& subject : subjects) {
+    progress.begin_run(warm_ups-- + per_round * rounds_left(subjects, min_time_s));
     // The backward pass reads out and lse.
     if (backward) run_once(call, subject, context, false);
     run_once(call, subject, context, backward);
+    progress.end_run();
   }
-  constexpr size_t kMaxRuns = 100'000;
   for (bool done = false; !done;) {
     done = true;
+    double runs_left = per_round * rounds_left(subjects, min_time_s);
     for (Subject& subject : subjects) {
-      subject.seconds.push_back(run_once(call, subject, context, backward));
-      done = done &&
-             (enough(subject.seconds, request.min_time_s) || subject.seconds.size() >= kMaxRuns);
+      progress.begin_run(runs_left--);
+      subject.add(run_once(call, subject, context, backward));
+      progress.end_run();
+      done = done && enough(subject, min_time_s);
     }
   }
 }
 
 }  // namespace
 
-BenchResult measure(const BenchCase& bench_case, const BenchRequest& request) {
+BenchResult measure(const BenchCase& bench_case, const BenchRequest& request,
+                    const CaseShare& share) {
   const bool backward = bench_case.call.backward;
-  ProgressBar silent(nullptr, "");
   ExecutionContext context;
   context.num_threads = bench_case.threads;
-  silent.watch(context);
 
   BenchResult result;
   result.bench_case = bench_case;
@@ -118,7 +176,7 @@ BenchResult measure(const BenchCase& bench_case, const BenchRequest& request) {
 
   const CallTensors call = make_call(bench_case.call, 1);
   result.problem = take(validate_forward(call.inputs, call.outputs, request.options, Check::kCall));
-  time_subjects(call, subjects, context, request, backward);
+  time_subjects(call, subjects, context, request.min_time_s, share);
   for (Subject& subject : subjects) result.timings.push_back(summarize(subject));
   return result;
 }
@@ -136,6 +194,7 @@ Json to_record(const BenchResult& result, const Timing& timing, double peak_gflo
   record["name"] = timing.name;
   record["pass"] = call.backward ? "backward" : "forward";
   record.update(shape_facts(result.problem, call.layout));
+  record["seqlens"] = call.seqlens.empty() ? Json(nullptr) : Json(call.seqlens);
   record["threads"] = result.bench_case.threads;
   record["median_s"] = timing.median_s;
   record["min_s"] = timing.min_s;

@@ -11,6 +11,7 @@
 
 #include "cli/bench_cases.h"
 #include "cli/facts.h"
+#include "cli/progress.h"
 
 namespace attentile::cli {
 
@@ -29,7 +30,15 @@ struct BenchResult {
   std::string skipped;  // why standard was not run; "" when it was
 };
 
-BenchResult measure(const BenchCase& bench_case, const BenchRequest& request);
+// The part of the bar that one case moves: from begin / cases to (begin + 1) / cases.
+struct CaseShare {
+  ProgressBar& bar;
+  double begin = 0;
+  double cases = 1;
+};
+
+BenchResult measure(const BenchCase& bench_case, const BenchRequest& request,
+                    const CaseShare& share);
 
 // Arithmetic peaks in GFLOP/s, each measured once in this process.
 class Peaks {

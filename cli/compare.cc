@@ -7,6 +7,7 @@
 #include "cli/commands.h"
 #include "cli/numbers.h"
 #include "cli/output_file.h"
+#include "io/text.h"
 
 namespace attentile::cli {
 namespace {
@@ -17,13 +18,31 @@ struct Pair {
   double ratio = 1;  // of the medians, after / before: above 1 is slower
 };
 
+std::string name_words(const Json& record) {
+  return io::printable(record["name"].get<std::string>(), 30);
+}
+
 struct Comparison {
   std::vector<Pair> pairs;
   size_t only_before = 0;
   size_t only_after = 0;
 };
 
+// A case measured twice leaves open which of the times is meant.
+void refuse_repeated(const BenchFile& file) {
+  std::map<std::string, size_t> first;
+  for (size_t i = 0; i < file.records.size(); ++i) {
+    const auto [found, fresh] = first.emplace(case_key(file.records[i]), i);
+    if (fresh) continue;
+    wrong_request("{}: record {} repeats record {}, {} of {}, expected each case once",
+                  io::printable_path(file.path), i, found->second, name_words(file.records[i]),
+                  case_words(file.records[i]));
+  }
+}
+
 Comparison match(const BenchFile& before, const BenchFile& after) {
+  refuse_repeated(before);
+  refuse_repeated(after);
   std::map<std::string, Json> known;
   for (const Json& record : before.records) known[case_key(record)] = record;
   Comparison comparison;
@@ -44,7 +63,7 @@ Comparison match(const BenchFile& before, const BenchFile& after) {
 void print_table(std::FILE* out, const Comparison& comparison, double limit) {
   fmt::print(out, "{:<12}{:<48}{:>12}{:>12}{:>9}\n", "name", "case", "before", "after", "change");
   for (const Pair& pair : comparison.pairs) {
-    fmt::print(out, "{:<12}{:<48}{:>12}{:>12}{:>+8.1f}%{}\n", pair.after["name"].get<std::string>(),
+    fmt::print(out, "{:<12}{:<48}{:>12}{:>12}{:>+8.1f}%{}\n", name_words(pair.after),
                case_words(pair.after), seconds_words(pair.before["median_s"].get<double>()),
                seconds_words(pair.after["median_s"].get<double>()), 100 * (pair.ratio - 1),
                pair.ratio > 1 + limit ? "  slower" : "");

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // `attentile explain`: how flash2 goes through one head, tile by tile, with the running maximum and
 // sum of a row after each tile, from a real evaluation.
+#include <algorithm>
+
 #include "attentile/attention.h"
 #include "cli/commands.h"
 #include "cli/explain_svg.h"
@@ -8,6 +10,7 @@
 #include "cli/facts.h"
 #include "cli/numbers.h"
 #include "cli/output_file.h"
+#include "cli/progress.h"
 #include "cli/svg.h"
 #include "cli/tensors.h"
 #include "io/text.h"
@@ -58,6 +61,7 @@ int64_t index_or_zero(const Arguments& arguments, std::string_view name) {
 
 ExplainRequest read_request(const Arguments& arguments) {
   ExplainRequest request;
+  request.tensors.random_option = "--shape";
   request.tensors.safetensors = optional_text(arguments, "IN.safetensors");
   if (const std::string* text = arguments.find("--shape")) {
     request.tensors.random = parse_shape("--shape", *text);
@@ -91,17 +95,22 @@ void check_index(std::string_view name, int64_t index, int64_t size) {
   if (index >= size) wrong_request("{}: {}, expected below {}", name, index, size);
 }
 
-Explained explain_head(const ExplainRequest& request) {
-  CallTensors call = load_call(request.tensors);
-  // Only the band mask is drawn; the other tensors are left out of the call.
-  AttentionInputs bare;
-  bare.q = call.inputs.q;
-  bare.k = call.inputs.k;
-  bare.v = call.inputs.v;
-  bare.cu_seqlens_q = call.inputs.cu_seqlens_q;
-  bare.cu_seqlens_k = call.inputs.cu_seqlens_k;
-  bare.seqused_k = call.inputs.seqused_k;
-  const Problem problem = take(validate_forward(bare, call.outputs, request.options, Check::kPlan));
+// The trace knows logits, the band and lengths. What else changes the result is not left out.
+void refuse_other_tensors(const ExplainRequest& request, const CallTensors& call) {
+  constexpr std::string_view kShown[] = {"q",        "k", "v", "cu_seqlens_q", "cu_seqlens_k",
+                                         "seqused_k"};
+  for (const auto& [name, tensor] : call.owned) {
+    if (std::find(std::begin(kShown), std::end(kShown), name) != std::end(kShown)) continue;
+    wrong_request("{}: in {}, but explain shows scale, softcap, causal, window and lengths only",
+                  name, io::printable_path(*request.tensors.safetensors));
+  }
+}
+
+Explained explain_head(const ExplainRequest& request, ProgressBar& bar) {
+  const CallTensors call = load_call(request.tensors);
+  refuse_other_tensors(request, call);
+  const Problem problem =
+      take(validate_forward(call.inputs, call.outputs, request.options, Check::kPlan));
   check_index("--batch", request.batch, problem.batch);
   check_index("--head", request.head, problem.num_heads_q);
   const Head head = make_head(problem, request.batch, request.head);
@@ -125,12 +134,18 @@ Explained explain_head(const ExplainRequest& request) {
   }
   const std::string source = request.tensors.safetensors.value_or("synthetic input");
   const std::string file = source.substr(source.find_last_of('/') + 1);
-  picture.title = fmt::format("Attention pattern of {}, head {}", file, request.head);
+  picture.title =
+      fmt::format("Attention pattern of {}, head {}", io::printable(file), request.head);
   picture.subtitle = shape_words(problem);
   picture.seqlen_q = seqlen_q;
   picture.seqlen_k = seqlen_k;
   picture.grid = classify_tiles(head.sequence, picture.tiling);
-  if (request.svg || request.html) picture.map = probability_map(head, 256);
+  if (request.svg || request.html) {
+    picture.map = probability_map(head, 256, [&bar](double fraction) {
+      bar.update(fraction);
+      InterruptGuard::check();
+    });
+  }
   explained.trace = trace_row(head, picture.tiling, row);
   return explained;
 }
@@ -162,7 +177,10 @@ void print_text(std::FILE* out, const Explained& explained) {
              picture.title, picture.subtitle, picture.tiling.tile_m, picture.tiling.tile_n,
              picture.grid.full, picture.grid.partial, picture.grid.hidden);
   print_grid(out, picture.grid);
-  fmt::print(out, "\nquery {}: the running softmax after each visited tile\n", trace.row);
+  fmt::print(out,
+             "\nquery {}: the running softmax after each visited tile, in float64, independent of "
+             "the kernels\n",
+             trace.row);
   fmt::print(out, "{:>6}  {:<9}{:>12}{:>12}{:>12}{:>14}\n", "tile", "class", "tile max", "row_max",
              "rescale", "row_sum");
   for (const TraceStep& step : trace.steps) {
@@ -202,6 +220,8 @@ svg {{ max-width: 100%; height: auto; }}
 output so far are multiplied by <i>rescale</i> = exp(old maximum - new maximum); hidden tiles are
 never read. At the end lse = row_max + log(row_sum) = {3:.6f}; the result differs from the softmax
 taken at once by at most {4:.1e}.</p>
+<p>This page evaluates the algorithm for itself, in float64 and with the tiles drawn above. It is
+independent of the kernels, which choose tiles of their own: attentile plan tells which.</p>
 <table><tr><th>key tile</th><th>class</th><th>tile max</th><th>row_max</th><th>rescale</th>
 <th>row_sum</th></tr>
 {5}</table>
@@ -222,11 +242,15 @@ Exit explain(const Words& words, const Streams& streams) {
   if (request.svg) check_output("--svg", *request.svg, inputs);
   if (request.html) {
     check_output("--html", *request.html, inputs);
-    if (request.svg == request.html) {
+    if (request.svg && same_output(*request.svg, *request.html)) {
       wrong_request("--html: {} is --svg's file too, expected another", in_quotes(*request.html));
     }
   }
-  const Explained explained = explain_head(request);
+  const InterruptGuard guard;
+  const Explained explained = [&] {
+    ProgressBar bar(streams.err, "explain");
+    return explain_head(request, bar);
+  }();
   if (request.svg) write_text_file("--svg", *request.svg, draw_explanation(explained.picture));
   if (request.html) write_text_file("--html", *request.html, to_html(explained));
   print_text(streams.out, explained);

@@ -152,7 +152,7 @@ void draw_legend(Svg& svg, double x, double y, const TileGrid& grid) {
   entry(0, "#ffffff", "stroke=\"#8b949e\"", fmt::format("full: {}", grid.full));
   entry(1, "#ffffff", "stroke=\"#d9480f\" stroke-width=\"2\"",
         fmt::format("partly visible: {}", grid.partial));
-  entry(2, "url(#hidden)", "stroke=\"#d0d7de\"", fmt::format("hidden, skipped: {}", grid.hidden));
+  entry(2, "url(#hidden)", "stroke=\"#d0d7de\"", fmt::format("hidden: {}", grid.hidden));
 }
 
 }  // namespace
@@ -166,12 +166,13 @@ std::string draw_explanation(const Explanation& e) {
   svg.text(kLeft, 34, e.title, {.size = 19, .bold = true});
   svg.text(kLeft, 58, e.subtitle, {.size = 13, .color = kSoft});
   const int64_t tiles = e.grid.tiles_q * e.grid.tiles_k;
-  const double visited =
+  const double visible =
       tiles == 0 ? 0
                  : 100.0 * static_cast<double>(tiles - e.grid.hidden) / static_cast<double>(tiles);
   svg.text(kLeft, 78,
-           fmt::format("Tiles of {} queries x {} keys; flash2 computes {:.0f} % of them.",
-                       e.tiling.tile_m, e.tiling.tile_n, visited),
+           fmt::format("Tiles of {} x {}: {:.0f} % hold a visible pair. Evaluated in float64, "
+                       "independent of the kernels and their tiles.",
+                       e.tiling.tile_m, e.tiling.tile_n, visible),
            {.size = 13, .color = kSoft});
   if (!e.map.cells.empty()) draw_map(svg, frame, e.map);
   draw_tiles(svg, frame, e);

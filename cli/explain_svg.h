@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The picture of `explain`: a head's attention pattern with the tiles that flash2 visits.
+// The picture of `explain`: a head's attention pattern with tiles of the asked size drawn over it.
 #pragma once
 
 #include <string>

@@ -115,7 +115,8 @@ TileGrid classify_tiles(const Sequence& sequence, const Tiling& tiling) {
   return grid;
 }
 
-HeatMap probability_map(const Head& head, int64_t max_cells) {
+HeatMap probability_map(const Head& head, int64_t max_cells,
+                        const std::function<void(double)>& progress) {
   const Sequence& s = head.sequence;
   HeatMap map;
   map.rows = std::min(s.seqlen_q, max_cells);
@@ -123,6 +124,7 @@ HeatMap probability_map(const Head& head, int64_t max_cells) {
   map.cells.assign(static_cast<size_t>(map.rows * map.columns), 0.0);
   std::vector<double> logits;
   for (int64_t i = 0; i < s.seqlen_q; ++i) {
+    progress(static_cast<double>(i) / static_cast<double>(s.seqlen_q));
     const int64_t begin = s.band.lo(i);
     const int64_t end = s.band.hi(i);
     if (begin >= end) continue;

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "mask.h"
@@ -64,13 +65,14 @@ struct TileGrid {
 TileGrid classify_tiles(const Sequence& sequence, const Tiling& tiling);
 
 // Probabilities of the head, each cell the largest of the pairs that it covers; at most
-// max_cells x max_cells.
+// max_cells x max_cells. progress hears the fraction done after every row.
 struct HeatMap {
   int64_t rows = 0;
   int64_t columns = 0;
   std::vector<double> cells;
 };
 
-HeatMap probability_map(const Head& head, int64_t max_cells);
+HeatMap probability_map(const Head& head, int64_t max_cells,
+                        const std::function<void(double)>& progress);
 
 }  // namespace attentile::cli

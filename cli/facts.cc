@@ -9,13 +9,10 @@
 #include "cli/numbers.h"
 
 namespace attentile::cli {
-namespace {
 
 bool is_causal(const Problem& problem) {
-  return problem.window_right == 0;
+  return problem.window_left == kUnbounded && problem.window_right == 0;
 }
-
-}  // namespace
 
 Json shape_facts(const Problem& problem, Layout layout) {
   Json facts;
@@ -28,6 +25,13 @@ Json shape_facts(const Problem& problem, Layout layout) {
   facts["head_dim"] = problem.head_dim;
   facts["head_dim_v"] = problem.head_dim_v;
   facts["causal"] = is_causal(problem);
+  facts["window_left"] = problem.window_left;
+  facts["window_right"] = problem.window_right;
+  facts["softcap"] = problem.softcap;
+  facts["softmax_scale"] = problem.softmax_scale;
+  facts["alignment"] = problem.alignment == Alignment::kTopLeft ? "top_left" : "bottom_right";
+  facts["position_offset"] =
+      problem.has_position_offset ? Json(problem.position_offset) : Json(nullptr);
   facts["layout"] = to_string(layout);
   facts["device"] = "cpu";
   facts["varlen"] = problem.varlen;
@@ -65,7 +69,8 @@ std::string shape_words(const Problem& problem) {
   if (problem.varlen) text += ", varlen";
   if (problem.paged()) text += fmt::format(", pages of {}", problem.page_size);
   if (is_causal(problem)) text += ", causal";
-  if (problem.window_left != kUnbounded || problem.window_right > 0) {
+  if (!is_causal(problem) &&
+      (problem.window_left != kUnbounded || problem.window_right != kUnbounded)) {
     text += fmt::format(", window {},{}", problem.window_left, problem.window_right);
   }
   if (problem.dropout.enabled) text += ", dropout";

@@ -13,6 +13,9 @@ namespace attentile::cli {
 
 using Json = nlohmann::ordered_json;
 
+// Every key up to the position of its query, and no window besides.
+bool is_causal(const Problem& problem);
+
 // dtype, batch, seqlen_q, ... of a validated problem, in the names of a bench record.
 Json shape_facts(const Problem& problem, Layout layout);
 // algorithm, isa, threads, tiles, workspace, flops, notes.

@@ -9,6 +9,7 @@
 #include "cli/memory.h"
 #include "cli/numbers.h"
 #include "cli/peak.h"
+#include "cli/progress.h"
 #include "cpu/cpu_info.h"
 #include "cpu/executor.h"
 #include "cpu/peak.h"
@@ -63,23 +64,26 @@ Json limits() {
           "keep mask: not with cu_seqlens", "devices: cpu only in this build"};
 }
 
-Json measured_facts(int threads) {
+Json measured_facts(int threads, ProgressBar& bar) {
+  require_memory("--measure", static_cast<double>(read_bandwidth_bytes(threads)));
   Json peaks = Json::array();
+  const double steps = static_cast<double>(std::size(kDTypes) * available_isas().size() + 1);
   for (DType dtype : kDTypes) {
     for (Isa isa : available_isas()) {
+      bar.update(static_cast<double>(peaks.size()) / steps);
       peaks.push_back({{"isa", to_string(isa)},
                        {"dtype", short_name(dtype)},
                        {"gflops_1_thread", cpu::measure_peak_gflops(isa, dtype, 1)},
                        {"gflops", cpu::measure_peak_gflops(isa, dtype, threads)}});
     }
   }
-  require_memory("--measure", threads * 128.0 * 1024 * 1024);
+  bar.update(static_cast<double>(peaks.size()) / steps);
   return {{"threads", threads},
           {"peaks", peaks},
           {"read_bytes_per_s", measure_read_bandwidth(threads)}};
 }
 
-Json gather(bool measure) {
+Json gather(bool measure, std::FILE* progress) {
   const cpu::CpuInfo cpu = cpu::cpu_info();
   Json json;
   json["version"] = ATTENTILE_VERSION;
@@ -95,7 +99,10 @@ Json gather(bool measure) {
   json["gpus"] = Json::array();
   json["kernels"] = kernel_facts();
   json["limits"] = limits();
-  if (measure) json["measured"] = measured_facts(cpu::usable_cores());
+  if (measure) {
+    ProgressBar bar(progress, "info");
+    json["measured"] = measured_facts(cpu::usable_cores(), bar);
+  }
   return json;
 }
 
@@ -151,7 +158,7 @@ Exit info(const Words& words, const Streams& streams) {
   arguments.flag("--measure", "measure the arithmetic peak and the memory bandwidth");
   arguments.flag("--json", "JSON on stdout");
   if (!parse_or_help(arguments, words, streams)) return Exit::kDone;
-  const Json json = gather(arguments.has("--measure"));
+  const Json json = gather(arguments.has("--measure"), streams.err);
   if (arguments.has("--json")) {
     fmt::print(streams.out, "{}", to_text(json));
   } else {

@@ -5,7 +5,8 @@
 #include "cli/run.h"
 
 int main(int argc, char** argv) {
-  // A closed pipe is a failed write, reported with status 3, not a death.
+  // A closed pipe and a limit on file sizes are failed writes, reported with status 3, not a death.
   std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGXFSZ, SIG_IGN);
   return attentile::cli::run(argc, argv);
 }

@@ -14,6 +14,9 @@ namespace attentile::cli {
 void check_output(std::string_view option, const std::string& path,
                   const std::vector<std::string>& inputs = {});
 
+// True when both names lead to one file, which need not exist yet: "a", "./a" and links to a.
+bool same_output(const std::string& first, const std::string& second);
+
 void write_text_file(std::string_view option, const std::string& path, std::string_view contents);
 
 }  // namespace attentile::cli

@@ -67,6 +67,7 @@ struct Planned {
 Planned make_plans(const PlanRequest& request) {
   const CallTensors call =
       request.tensors.safetensors ? load_call(request.tensors) : describe_call(request.synthetic);
+  check_block_size(call, request.options);
   Planned planned;
   planned.forward = take(plan_forward(call.inputs, call.outputs, request.options, request.context));
   planned.problem =

@@ -50,10 +50,14 @@ ProgressBar::ProgressBar(std::FILE* stream, std::string label)
       start_(std::chrono::steady_clock::now()) {}
 
 ProgressBar::~ProgressBar() {
-  if (drawn_) {
-    fmt::print(stream_, "\r\x1b[K");
-    std::fflush(stream_);
-  }
+  wipe();
+}
+
+void ProgressBar::wipe() {
+  if (!drawn_) return;
+  fmt::print(stream_, "\r\x1b[K");
+  std::fflush(stream_);
+  drawn_ = false;
 }
 
 int ProgressBar::update(double fraction) {

@@ -32,10 +32,12 @@ class ProgressBar {
   ProgressBar(std::FILE* stream, std::string label);
   ProgressBar(const ProgressBar&) = delete;
   ProgressBar& operator=(const ProgressBar&) = delete;
-  ~ProgressBar();  // wipes the bar
+  ~ProgressBar();  // wipes
 
   // Draws, at most every 100 ms. Non-zero: stop.
   int update(double fraction);
+  // Takes the bar off the terminal until the next update, so that something can be printed.
+  void wipe();
 
   // Sets the context's poll to this bar.
   void watch(ExecutionContext& context);

@@ -28,7 +28,7 @@ constexpr uint64_t fnv1a(std::string_view text) {
 }
 
 // log(x) of a normal x > 0: x = m 2^e with m in [sqrt(1/2), sqrt(2)), log m = 2 atanh(z),
-// z = (m - 1) / (m + 1), |z| < 0.172: ten terms of the series leave less than 2^-53.
+// z = (m - 1) / (m + 1), |z| < 0.172: eleven terms of the series leave less than 2^-53.
 double natural_log(double x) {
   const uint64_t bits = std::bit_cast<uint64_t>(x);
   int exponent = static_cast<int>(bits >> 52) - 1023;

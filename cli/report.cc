@@ -5,6 +5,7 @@
 #include "cli/output_file.h"
 #include "cli/report_charts.h"
 #include "cli/svg.h"
+#include "io/text.h"
 
 namespace attentile::cli {
 namespace {
@@ -68,11 +69,14 @@ Exit report(const Words& words, const Streams& streams) {
   if (!parse_or_help(arguments, words, streams)) return Exit::kDone;
   const std::string* input = arguments.find("BENCH.json");
   if (input == nullptr) wrong_request("BENCH.json: not given, expected a file that bench wrote");
-  std::string output = input->substr(0, input->rfind(".json")) + ".html";
+  constexpr std::string_view kEnding = ".json";
+  std::string output = *input;
+  if (output.ends_with(kEnding)) output.resize(output.size() - kEnding.size());
+  output += ".html";
   if (const std::string* text = arguments.find("--out")) output = *text;
   check_output("--out", output, {*input});
   write_text_file("--out", output, to_html(read_bench_file(*input)));
-  fmt::print(streams.out, "written: {}\n", output);
+  fmt::print(streams.out, "written: {}\n", io::printable_path(output));
   return Exit::kDone;
 }
 

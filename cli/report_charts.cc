@@ -7,9 +7,11 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <numeric>
 
 #include "cli/bench_file.h"
 #include "cli/svg.h"
+#include "io/text.h"
 
 namespace attentile::cli {
 namespace {
@@ -19,6 +21,9 @@ constexpr std::string_view kGrid = "#e4e8ec";
 
 std::string text_of(const Json& record, const char* field) {
   return record[field].get<std::string>();
+}
+int64_t integer_of(const Json& record, const char* field) {
+  return record[field].get<int64_t>();
 }
 double number_of(const Json& record, const char* field) {
   return record[field].get<double>();
@@ -37,11 +42,14 @@ size_t index_of(const std::vector<std::string>& names, const std::string& name) 
   return static_cast<size_t>(std::find(names.begin(), names.end(), name) - names.begin());
 }
 
-void draw_name_legend(Svg& svg, double x, double y, const std::vector<std::string>& names) {
-  for (size_t n = 0; n < names.size(); ++n) {
+// The names with these numbers.
+void draw_name_legend(Svg& svg, double x, double y, const std::vector<std::string>& names,
+                      const std::vector<size_t>& shown) {
+  for (size_t n : shown) {
+    const std::string name = io::printable(names[n], 40);
     svg.rect({x, y - 10, 14, 12}, series_color(n));
-    svg.text(x + 20, y, names[n]);
-    x += 40 + 8.5 * static_cast<double>(names[n].size());
+    svg.text(x + 20, y, name);
+    x += 40 + 8.5 * static_cast<double>(name.size());
   }
 }
 
@@ -55,6 +63,12 @@ double nice_step(double range, int count) {
   return 10 * power;
 }
 
+// Of the peak; 0 where that was not measured.
+double percent_of(double gflops, double peak) {
+  constexpr double kSlowestPeak = 1e-9;
+  return peak < kSlowestPeak ? 0 : 100 * gflops / peak;
+}
+
 struct Group {
   std::string words;
   double peak = 0;
@@ -64,16 +78,13 @@ struct Group {
 std::vector<Group> group_bars(const std::vector<Json>& records,
                               const std::vector<std::string>& names) {
   std::vector<Group> groups;
+  std::map<std::string, size_t> known;
   for (const Json& record : records) {
-    const std::string words = case_words(record);
-    auto found = std::find_if(groups.begin(), groups.end(),
-                              [&](const Group& group) { return group.words == words; });
-    if (found == groups.end()) {
-      found = groups.insert(groups.end(), Group());
-      found->words = words;
-    }
-    found->peak = std::max(found->peak, number_of(record, "peak_gflops"));
-    found->bars.emplace_back(index_of(names, text_of(record, "name")), number_of(record, "gflops"));
+    const auto [found, fresh] = known.emplace(problem_key(record), groups.size());
+    if (fresh) groups.push_back({.words = case_words(record), .bars = {}});
+    Group& group = groups[found->second];
+    group.peak = std::max(group.peak, number_of(record, "peak_gflops"));
+    group.bars.emplace_back(index_of(names, text_of(record, "name")), number_of(record, "gflops"));
   }
   return groups;
 }
@@ -90,12 +101,17 @@ std::map<std::string, Curves> families(const std::vector<Json>& records,
   std::map<std::string, Curves> result;
   for (const Json& record : records) {
     if (record["seqlen_q"] != record["seqlen_k"] || record["varlen"].get<bool>()) continue;
-    const std::string key = fmt::format(
-        "{} {}, batch {}, {}/{} heads, head_dim {}{}, {} threads", text_of(record, "pass"),
-        text_of(record, "dtype"), record["batch"].get<int64_t>(),
-        record["num_heads_q"].get<int64_t>(), record["num_heads_kv"].get<int64_t>(),
-        record["head_dim"].get<int64_t>(), record["causal"].get<bool>() ? ", causal" : "",
-        record["threads"].get<int64_t>());
+    if (record["seqlen_q"] == 0) continue;  // not on a logarithmic axis
+    std::string dims = fmt::format("{}", integer_of(record, "head_dim"));
+    if (record["head_dim_v"] != record["head_dim"]) {
+      dims += fmt::format("/{}", integer_of(record, "head_dim_v"));
+    }
+    const std::string options = option_words(record);
+    const std::string key =
+        fmt::format("{} {}, batch {}, {}/{} heads, head_dim {}{}{}, {} threads",
+                    text_of(record, "pass"), text_of(record, "dtype"), integer_of(record, "batch"),
+                    integer_of(record, "num_heads_q"), integer_of(record, "num_heads_kv"), dims,
+                    options.empty() ? "" : ",", options, integer_of(record, "threads"));
     result[key][index_of(names, text_of(record, "name"))].push_back(
         {number_of(record, "seqlen_k"), number_of(record, "median_s")});
   }
@@ -142,7 +158,7 @@ std::string draw_family(const std::string& title, const Curves& curves,
   }
   const double y_floor = std::pow(10, std::floor(std::log10(y_low)));
   const double y_ceiling = std::pow(10, std::floor(std::log10(y_high)) + 1);
-  const LogAxis x{std::max(x_low, 1.0), std::max(x_high, 2.0), 92, 548};
+  const LogAxis x{x_low, std::max(x_high, 2 * x_low), 92, 548};
   const LogAxis y{y_floor, y_ceiling, 330, -250};
   Svg svg(700, 390);
   svg.text(92, 26, "Time against sequence length", {.size = 16, .bold = true});
@@ -170,7 +186,9 @@ std::string draw_family(const std::string& title, const Curves& curves,
   }
   svg.text(366, 372, "sequence length, tokens", {.anchor = "middle"});
   svg.text(24, 205, "median time", {.anchor = "middle", .rotate = -90});
-  draw_name_legend(svg, 92, 68, names);
+  std::vector<size_t> shown;
+  for (const auto& [name, points] : curves) shown.push_back(name);
+  draw_name_legend(svg, 92, 68, names, shown);
   return svg.finish();
 }
 
@@ -201,7 +219,9 @@ std::string draw_speed_bars(const std::vector<Json>& records) {
   Svg svg(left + kWidth + 90, kTop + height + 60);
   svg.text(20, 28, "Useful GFLOP/s; the dark mark is the peak measured in the same process",
            {.size = 16, .bold = true});
-  draw_name_legend(svg, 20, 56, names);
+  std::vector<size_t> shown(names.size());
+  std::iota(shown.begin(), shown.end(), size_t{0});
+  draw_name_legend(svg, 20, 56, names, shown);
   const double step = nice_step(top, 8);
   for (double tick = 0; tick <= top * 1.0001; tick += step) {
     const double x = left + kWidth * tick / top;
@@ -218,10 +238,9 @@ std::string draw_speed_bars(const std::vector<Json>& records) {
       const double bar_y = y + static_cast<double>(i) * kBar;
       const double width = kWidth * std::max(gflops, 0.0) / top;
       svg.rect({left, bar_y + 1, width, kBar - 2}, series_color(name));
-      svg.text(
-          left + width + 6, bar_y + 13,
-          fmt::format("{:.1f} ({:.0f} %)", gflops, group.peak > 0 ? 100 * gflops / group.peak : 0),
-          {.size = 11});
+      svg.text(left + width + 6, bar_y + 13,
+               fmt::format("{:.1f} ({:.0f} %)", gflops, percent_of(gflops, group.peak)),
+               {.size = 11});
     }
     const double peak_x = left + kWidth * group.peak / top;
     svg.line(peak_x, y, peak_x, y + group_height, kInk, 2);

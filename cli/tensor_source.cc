@@ -53,7 +53,7 @@ void fill_random(const TensorRequest& request, io::TensorMap& tensors) {
              static_cast<double>(tensor.heads) * static_cast<double>(tensor.dim) *
              static_cast<double>(size_of(dtype));
   }
-  require_memory("--random", bytes);
+  require_memory(request.random_option, bytes);
   for (const RandomTensor& tensor : wanted) {
     InterruptGuard::check();
     io::Tensor made = take(io::make_tensor(
@@ -67,12 +67,15 @@ void fill_random(const TensorRequest& request, io::TensorMap& tensors) {
 
 void read_npy_files(const TensorRequest& request, io::TensorMap& tensors) {
   for (const auto& [name, path] : request.npy) {
-    if (!request.backward && (name == "dout" || name == "dlse")) continue;
+    if (!request.backward && (name == "dout" || name == "dlse")) {
+      wrong_request("--{}: given without --backward, expected both", name);
+    }
     if (tensors.count(name) != 0) {
-      wrong_request(
-          "--{}: {}, but {} holds {} too, expected one source", name, io::printable_path(path),
-          request.random ? std::string("--random") : io::printable_path(*request.safetensors),
-          name);
+      wrong_request("--{}: {}, but {} holds {} too, expected one source", name,
+                    io::printable_path(path),
+                    request.random ? std::string(request.random_option)
+                                   : io::printable_path(*request.safetensors),
+                    name);
     }
     tensors.emplace(name, take(io::read_npy(path)));
   }

@@ -65,7 +65,8 @@ int head_axis(std::string_view name, const TensorView& view) {
 void check_ranks(const CallTensors& call) {
   const AttentionInputs& in = call.inputs;
   const int rank = in.cu_seqlens_q.present() ? 3 : 4;
-  const int rank_k = in.block_table.present() ? 4 : rank;
+  // Only one side may be packed; pages are not.
+  const int rank_k = in.cu_seqlens_k.present() && !in.block_table.present() ? 3 : 4;
   const auto check = [](const char* name, const TensorView& view, int expected) {
     if (view.rank != expected) {
       wrong_request("{}: has {} dimensions, expected {}", name, view.rank, expected);
@@ -252,6 +253,13 @@ CallTensors load_call(const TensorRequest& request) {
   if (request.max_heads) keep_heads(call, *request.max_heads);
   shape_results(call, request);
   return call;
+}
+
+void check_block_size(const CallTensors& call, const AttentionOptions& options) {
+  if (options.block_size_q != 0 && !call.inputs.block_mask.present()) {
+    wrong_request("--block-size: {},{} was given without block_mask, expected both",
+                  options.block_size_q, options.block_size_k);
+  }
 }
 
 int64_t result_bytes(const CallTensors& call) {

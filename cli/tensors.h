@@ -23,6 +23,7 @@ struct TensorRequest {
   std::optional<std::string> safetensors;
   std::map<std::string, std::string> npy;  // tensor name -> path
   std::optional<Shape> random;
+  std::string_view random_option = "--random";  // what gave the sizes, for error sentences
   uint64_t fill_seed = 0;
   std::optional<DType> dtype;
   Layout layout = Layout::kBshd;
@@ -49,6 +50,9 @@ TensorView* input_slot(CallTensors& call, std::string_view name);
 
 // Reads or fills the inputs; the outputs' views get their shapes and strides, but no data.
 CallTensors load_call(const TensorRequest& request);
+
+// An Error if --block-size came without the tensor that it describes.
+void check_block_size(const CallTensors& call, const AttentionOptions& options);
 
 // Bytes that the results need.
 int64_t result_bytes(const CallTensors& call);

@@ -23,7 +23,8 @@ void declare(Arguments& arguments) {
   arguments.value("--isa", "NAME", "only this instruction set");
   arguments.value("--algorithm", "NAME", "only this algorithm");
   arguments.value("--device", "NAME", "cpu");
-  arguments.value("--count", "N", "cells to run, default 4000");
+  arguments.value("--count", "N",
+                  "generated cells to run, default 4000; the named cases come on top");
   arguments.value("--seed", "S", "seed of the first generated case, default 1");
   arguments.flag("--list", "print the cases that match and run nothing");
   arguments.flag("--json", "the summary as JSON on stdout");
@@ -57,6 +58,14 @@ conformance::Options read_table(const Arguments& arguments) {
   return table;
 }
 
+void require_cells(const Summary& summary) {
+  if (!summary.status.ok()) {
+    // The sentence begins with the field's name, "filter".
+    throw Error(exit_of(summary.status.code()), "--" + summary.status.message());
+  }
+  if (summary.cells == 0) wrong_request("--filter: no cell matches, expected at least one");
+}
+
 Json to_json(const Summary& summary) {
   Json failures = Json::array();
   for (const conformance::Failure& failure : summary.failures) {
@@ -66,6 +75,7 @@ Json to_json(const Summary& summary) {
   return {{"command", "verify"},
           {"cases", summary.cases},
           {"cells", summary.cells},
+          {"generated_cells", summary.generated_cells},
           {"passed", summary.passed},
           {"failed", summary.failed},
           {"refused", summary.refused},
@@ -117,6 +127,9 @@ Exit verify(const Words& words, const Streams& streams) {
   if (!parse_or_help(arguments, words, streams)) return Exit::kDone;
   const conformance::Options table = read_table(arguments);
   if (arguments.has("--list")) {
+    conformance::Options counted = table;
+    counted.dry = true;
+    require_cells(conformance::run(counted));
     for (const std::string& line : conformance::describe(table))
       fmt::print(streams.out, "{}\n", line);
     return Exit::kDone;
@@ -129,11 +142,7 @@ Exit verify(const Words& words, const Streams& streams) {
         table, [&](const Summary&, double fraction) { return bar.update(fraction) == 0; });
     InterruptGuard::check();
   }
-  if (!summary.status.ok()) {
-    // The sentence begins with the field's name, "filter".
-    throw Error(exit_of(summary.status.code()), "--" + summary.status.message());
-  }
-  if (summary.cells == 0) wrong_request("--filter: no cell matches, expected at least one");
+  require_cells(summary);
   if (arguments.has("--json")) {
     fmt::print(streams.out, "{}", to_text(to_json(summary)));
   } else {

@@ -3,55 +3,87 @@
 #include "attentile/attention.h"
 
 #include <new>
+#include <stdexcept>
 
 #include "cpu/backend.h"
 #include "cpu/cpu_info.h"
+#include "cpu/float_environment.h"
+#include "cpu/traffic.h"
 #include "keep_mask.h"
 #include "memory.h"
-#include "reference/attention.h"
+#include "reference/passes.h"
 #include "validate.h"
 
 namespace attentile {
 namespace {
 
-Status run(const Result<Problem>& problem, const ExecutionContext& context) {
+// What both a call and its plan must get past: `reference` runs the same code everywhere, but what
+// was asked for by name is there or refused.
+Status check(const Result<Problem>& problem, const ExecutionContext& context) {
   if (!problem.ok()) return problem.status();
   if (Status status = validate_context(context); !status.ok()) return status;
+  if (problem->algorithm == Algorithm::kReference && problem->isa == Isa::kAuto) return Status();
+  return cpu::plan_isa(*problem).status();
+}
+
+Status run(const Result<Problem>& problem, const ExecutionContext& context) {
+  if (Status status = check(problem, context); !status.ok()) return status;
+  if (cpu::has_nothing_to_compute(*problem)) return cpu::write_zeros(*problem, context);
   if (problem->algorithm != Algorithm::kReference) return cpu::run(*problem, context);
+  if (context.traffic != nullptr) *context.traffic = {};  // it has no tiles, so nothing is counted
   return problem->backward ? reference::run_backward(*problem, context)
                            : reference::run_forward(*problem, context);
 }
 
-// No exception leaves the library: all it can meet is a failed allocation.
+// No exception leaves the library: all it can meet is a failed allocation. What the caller's thread
+// does with floating-point numbers enters no result.
 template <class F>
 auto guarded(F body) noexcept -> decltype(body()) {
+  const cpu::DefaultFloatEnvironment environment;
   try {
     return body();
   } catch (const std::bad_alloc&) {
+    return make_status(StatusCode::kOutOfMemory, "out of memory");
+  } catch (const std::length_error&) {  // a vector longer than any memory
     return make_status(StatusCode::kOutOfMemory, "out of memory");
   } catch (...) {
     return make_status(StatusCode::kInternal, "an unexpected exception was caught");
   }
 }
 
-Traffic forward_traffic(const Problem& problem, const ExecutionContext& context,
-                        Algorithm algorithm) {
-  Problem variant = problem;
-  variant.backward = false;
-  variant.algorithm = algorithm;
-  const Result<cpu::CpuPlan> plan = cpu::plan_call(variant, context);
-  return plan.ok() ? cpu::predict_forward_traffic(variant, *plan) : Traffic{};
+// What the forward pass of each algorithm would move, whichever of them runs.
+void add_traffic(const Problem& problem, const ExecutionContext& context, Plan& plan) {
+  const struct {
+    Algorithm algorithm;
+    Traffic* traffic;
+  } rows[] = {{Algorithm::kStandard, &plan.traffic_standard},
+              {Algorithm::kFlash1, &plan.traffic_flash1},
+              {Algorithm::kFlash2, &plan.traffic_flash2}};
+  for (const auto& row : rows) {
+    Problem variant = problem;
+    variant.backward = false;
+    variant.algorithm = row.algorithm;
+    const Result<cpu::CpuPlan> forward = cpu::plan_call(variant, context);
+    if (!forward.ok()) continue;
+    plan.fast_memory_bytes = forward->fast_memory_bytes;
+    *row.traffic = cpu::predict_forward_traffic(variant, *forward);
+  }
 }
 
 void add_notes(const Problem& problem, const cpu::CpuPlan& cpu_plan, Plan& plan) {
   const auto note = [&](std::string text) { plan.notes.push_back(std::move(text)); };
-  if (plan.algorithm == Algorithm::kFlash1) {
+  const int64_t panel = cpu_plan.panel_rows(problem.max_seqlen_q);
+  const std::string lanes = std::to_string(cpu_plan.lanes) + "-lane registers";
+  if (plan.algorithm == Algorithm::kFlash1 && !plan.backward) {
     note("tile_n = ceil(M / 4d) and tile_m = min(tile_n, d) for M = " +
          std::to_string(plan.fast_memory_bytes / 4) + " values of fast memory");
+  } else if (plan.backward) {
+    note("tile_m = one panel of " + std::to_string(panel) + " queries in " + lanes +
+         ", which meets the " + std::to_string(cpu_plan.tile_keys) + " keys of a task");
   } else {
-    note("tile_m = " + std::to_string(plan.tile_m / cpu_plan.panel_rows_max) + " panels of " +
-         std::to_string(cpu_plan.panel_rows_max) + " queries in " + std::to_string(cpu_plan.lanes) +
-         "-lane registers share each key tile");
+    const int64_t panels = plan.tile_m / panel;
+    note("tile_m = " + std::to_string(panels) + (panels == 1 ? " panel of " : " panels of ") +
+         std::to_string(panel) + " queries in " + lanes + " that share each key tile");
   }
   if (plan.algorithm == Algorithm::kStandard) {
     note("flash2 does not run: the algorithm was set to standard, which materialises the scores");
@@ -69,9 +101,32 @@ void add_notes(const Problem& problem, const cpu::CpuPlan& cpu_plan, Plan& plan)
   }
 }
 
+int64_t reference_tasks(const Problem& p) {
+  if (p.backward) {
+    const bool one_batch = p.dbias.present && p.dbias_shape[0] == 1;
+    const bool one_head = p.dbias.present && p.dbias_shape[1] == 1;
+    return (one_batch ? 1 : p.batch) * (one_head ? 1 : p.num_heads_kv);
+  }
+  int64_t blocks = 0;
+  const bool equal = cpu::has_equal_sequences(p);
+  for (int64_t b = 0; b < (equal ? 1 : p.batch); ++b) {
+    blocks += ceil_div(p.sequence(b).seqlen_q, reference::kRowBlock);
+  }
+  return blocks * (equal ? p.batch : 1) * p.num_heads_q;
+}
+
+void add_reference(const Problem& problem, const ExecutionContext& context, Plan& plan) {
+  plan.isa = Isa::kScalar;
+  plan.notes.push_back("the definition in float64: no tiles; its workspace is always its own");
+  if (cpu::has_nothing_to_compute(problem)) return;
+  plan.workspace_bytes = reference::workspace_bytes(problem, context);
+  plan.num_tasks = reference_tasks(problem);
+  plan.threads = static_cast<int>(
+      clamp64(plan.num_tasks, 1, static_cast<int64_t>(cpu::worker_count(context))));
+}
+
 Result<Plan> make_public_plan(const Result<Problem>& problem, const ExecutionContext& context) {
-  if (!problem.ok()) return problem.status();
-  if (Status status = validate_context(context); !status.ok()) return status;
+  if (Status status = check(problem, context); !status.ok()) return status;
   Plan plan;
   plan.backward = problem->backward;
   plan.algorithm = problem->algorithm;
@@ -79,13 +134,9 @@ Result<Plan> make_public_plan(const Result<Problem>& problem, const ExecutionCon
   const double width = problem->backward ? 3.0 * problem->head_dim + 2.0 * problem->head_dim_v
                                          : 1.0 * problem->head_dim + problem->head_dim_v;
   plan.flops = 2.0 * width * static_cast<double>(plan.visible_pairs);
-  plan.traffic_standard = forward_traffic(*problem, context, Algorithm::kStandard);
-  plan.traffic_flash1 = forward_traffic(*problem, context, Algorithm::kFlash1);
-  plan.traffic_flash2 = forward_traffic(*problem, context, Algorithm::kFlash2);
+  add_traffic(*problem, context, plan);
   if (problem->algorithm == Algorithm::kReference) {
-    plan.isa = Isa::kScalar;
-    plan.workspace_bytes = reference::workspace_bytes(*problem, context);
-    plan.notes.push_back("the definition in float64: no tiles; its workspace is always its own");
+    add_reference(*problem, context, plan);
     return plan;
   }
   const Result<cpu::CpuPlan> cpu_plan = cpu::plan_call(*problem, context);
@@ -93,12 +144,13 @@ Result<Plan> make_public_plan(const Result<Problem>& problem, const ExecutionCon
   plan.isa = cpu_plan->isa;
   plan.threads = cpu_plan->workers;
   plan.tile_n = cpu_plan->tile_n;
-  plan.tile_m = plan.algorithm == Algorithm::kFlash1 || plan.backward
-                    ? cpu_plan->panel_rows(problem->max_seqlen_q)
-                    : cpu_plan->tile_m;
+  // A sequence shorter than the widest panel is one panel.
+  const int panel = cpu_plan->panel_rows(problem->max_seqlen_q);
+  const bool one_panel =
+      plan.algorithm == Algorithm::kFlash1 || plan.backward || panel < cpu_plan->panel_rows_max;
+  plan.tile_m = one_panel ? panel : cpu_plan->tile_m;
   for (int n = 0; n < cpu_plan->num_phases; ++n) plan.num_tasks += cpu_plan->phases[n].num_tasks;
   plan.workspace_bytes = cpu_plan->workspace_bytes;
-  plan.fast_memory_bytes = cpu_plan->fast_memory_bytes;
   add_notes(*problem, *cpu_plan, plan);
   return plan;
 }
@@ -109,8 +161,10 @@ Status attention_forward(const AttentionInputs& inputs, const AttentionOutputs& 
                          const AttentionOptions& options, const ExecutionContext& context) {
   return guarded([&]() -> Status {
     const Result<Problem> problem = validate_forward(inputs, outputs, options, Check::kCall);
-    Status status = run(problem, context);
-    if (status.ok() && problem->keep.present) write_keep_mask(*problem);
+    if (!problem.ok()) return problem.status();
+    Status status = validate_workspace(inputs, outputs, nullptr, context);
+    if (status.ok()) status = run(problem, context);
+    if (status.ok() && problem->keep.present) status = write_keep_mask(*problem, context);
     return status;
   });
 }
@@ -119,7 +173,11 @@ Status attention_backward(const AttentionInputs& inputs, const AttentionOutputs&
                           const AttentionGradients& gradients, const AttentionOptions& options,
                           const ExecutionContext& context) {
   return guarded([&]() -> Status {
-    return run(validate_backward(inputs, outputs, gradients, options, Check::kCall), context);
+    const Result<Problem> problem =
+        validate_backward(inputs, outputs, gradients, options, Check::kCall);
+    if (!problem.ok()) return problem.status();
+    const Status status = validate_workspace(inputs, outputs, &gradients, context);
+    return status.ok() ? run(problem, context) : status;
   });
 }
 
@@ -139,11 +197,15 @@ Result<Plan> plan_backward(const AttentionInputs& inputs, const AttentionOutputs
   });
 }
 
-std::vector<Isa> available_isas() {
+std::vector<Isa> available_isas() noexcept {
   std::vector<Isa> isas;
-  const cpu::KernelTable table = cpu::kernel_table(false);
-  for (int n = 0; n < table.count; ++n) {
-    if (cpu::cpu_supports(table.sets[n]->isa)) isas.push_back(table.sets[n]->isa);
+  try {
+    const cpu::KernelTable table = cpu::kernel_table(false);
+    for (int n = 0; n < table.count; ++n) {
+      if (cpu::cpu_supports(table.sets[n]->isa)) isas.push_back(table.sets[n]->isa);
+    }
+  } catch (const std::bad_alloc&) {
+    isas.clear();
   }
   return isas;
 }

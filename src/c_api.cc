@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstring>
 #include <new>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -29,18 +30,19 @@ thread_local std::string plan_notes;
 template <class Body>
 int32_t guarded(Body body) noexcept {
   StatusCode code = StatusCode::kOk;
-  last_error[0] = '\0';
   const char* sentence = "";
   try {
     const Status status = body();
     code = status.code();
-    if (!status.ok()) {
-      std::snprintf(last_error, sizeof last_error, "%s", status.message().c_str());
-    }
+    // Also on success: the body may have called poll, and poll a function that failed.
+    std::snprintf(last_error, sizeof last_error, "%s", status.message().c_str());
     return static_cast<int32_t>(code);
   } catch (const std::bad_alloc&) {
     code = StatusCode::kOutOfMemory;
     sentence = "memory: an allocation failed";
+  } catch (const std::length_error&) {
+    code = StatusCode::kOutOfMemory;
+    sentence = "memory: more than any machine has was asked for";
   } catch (...) {
     code = StatusCode::kInternal;
     sentence = "internal: an exception reached the C interface";
@@ -339,9 +341,14 @@ Status run_merge(const attentile_partial_state* const* parts, int64_t num_parts,
   return merge(states, whole, unwrapped.context);
 }
 
+// Defaults for the fields that the caller's struct of `size` bytes has, zeros for those that only a
+// later version knows.
 template <class Struct>
-void initialise(Struct* target, const Struct& defaults) {
-  if (target != nullptr) *target = defaults;
+void initialise(Struct* target, size_t size, const Struct& defaults) {
+  if (target == nullptr || size < sizeof size) return;
+  std::memset(static_cast<void*>(target), 0, size);
+  std::memcpy(static_cast<void*>(target), &defaults, std::min(size, sizeof defaults));
+  std::memcpy(static_cast<void*>(target), &size, sizeof size);
 }
 
 }  // namespace
@@ -349,35 +356,35 @@ void initialise(Struct* target, const Struct& defaults) {
 
 extern "C" {
 
-void attentile_tensor_init(attentile_tensor* tensor) {
-  attentile::initialise(tensor, ATTENTILE_TENSOR_INIT);
+void attentile_tensor_init(attentile_tensor* tensor, size_t struct_size) {
+  attentile::initialise(tensor, struct_size, ATTENTILE_TENSOR_INIT);
 }
-void attentile_inputs_init(attentile_attention_inputs* inputs) {
-  attentile::initialise(inputs, ATTENTILE_INPUTS_INIT);
+void attentile_inputs_init(attentile_attention_inputs* inputs, size_t struct_size) {
+  attentile::initialise(inputs, struct_size, ATTENTILE_INPUTS_INIT);
 }
-void attentile_outputs_init(attentile_attention_outputs* outputs) {
-  attentile::initialise(outputs, ATTENTILE_OUTPUTS_INIT);
+void attentile_outputs_init(attentile_attention_outputs* outputs, size_t struct_size) {
+  attentile::initialise(outputs, struct_size, ATTENTILE_OUTPUTS_INIT);
 }
-void attentile_gradients_init(attentile_attention_gradients* gradients) {
-  attentile::initialise(gradients, ATTENTILE_GRADIENTS_INIT);
+void attentile_gradients_init(attentile_attention_gradients* gradients, size_t struct_size) {
+  attentile::initialise(gradients, struct_size, ATTENTILE_GRADIENTS_INIT);
 }
-void attentile_options_init(attentile_options* options) {
-  attentile::initialise(options, ATTENTILE_OPTIONS_INIT);
+void attentile_options_init(attentile_options* options, size_t struct_size) {
+  attentile::initialise(options, struct_size, ATTENTILE_OPTIONS_INIT);
 }
-void attentile_executor_init(attentile_executor* executor) {
-  attentile::initialise(executor, ATTENTILE_EXECUTOR_INIT);
+void attentile_executor_init(attentile_executor* executor, size_t struct_size) {
+  attentile::initialise(executor, struct_size, ATTENTILE_EXECUTOR_INIT);
 }
-void attentile_traffic_init(attentile_traffic* traffic) {
-  attentile::initialise(traffic, ATTENTILE_TRAFFIC_INIT);
+void attentile_traffic_init(attentile_traffic* traffic, size_t struct_size) {
+  attentile::initialise(traffic, struct_size, ATTENTILE_TRAFFIC_INIT);
 }
-void attentile_context_init(attentile_context* context) {
-  attentile::initialise(context, ATTENTILE_CONTEXT_INIT);
+void attentile_context_init(attentile_context* context, size_t struct_size) {
+  attentile::initialise(context, struct_size, ATTENTILE_CONTEXT_INIT);
 }
-void attentile_plan_info_init(attentile_plan_info* plan) {
-  attentile::initialise(plan, ATTENTILE_PLAN_INFO_INIT);
+void attentile_plan_info_init(attentile_plan_info* plan, size_t struct_size) {
+  attentile::initialise(plan, struct_size, ATTENTILE_PLAN_INFO_INIT);
 }
-void attentile_partial_state_init(attentile_partial_state* state) {
-  attentile::initialise(state, ATTENTILE_PARTIAL_STATE_INIT);
+void attentile_partial_state_init(attentile_partial_state* state, size_t struct_size) {
+  attentile::initialise(state, struct_size, ATTENTILE_PARTIAL_STATE_INIT);
 }
 
 int32_t attentile_attention_forward(const attentile_attention_inputs* inputs,
@@ -426,16 +433,12 @@ int32_t attentile_plan(const attentile_attention_inputs* inputs,
 }
 
 int32_t attentile_available_isas(int32_t* isas, int32_t capacity) {
-  try {
-    const std::vector<attentile::Isa> available = attentile::available_isas();
-    const auto count = static_cast<int32_t>(available.size());
-    for (int32_t i = 0; isas != nullptr && i < count && i < capacity; ++i) {
-      isas[i] = static_cast<int32_t>(available[static_cast<size_t>(i)]);
-    }
-    return count;
-  } catch (...) {
-    return 0;
+  const std::vector<attentile::Isa> available = attentile::available_isas();
+  const auto count = static_cast<int32_t>(available.size());
+  for (int32_t i = 0; isas != nullptr && i < count && i < capacity; ++i) {
+    isas[i] = static_cast<int32_t>(available[static_cast<size_t>(i)]);
   }
+  return count;
 }
 
 const char* attentile_last_error(void) {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // merge: combines softmax states over disjoint sets of keys, row by row, in double.
 //
-//     lse = m + log(sum_p exp(lse_p - m)),  m = max_p lse_p       out = sum_p exp(lse_p - lse)
-//     out_p
+//     lse = m + log(sum_p exp(lse_p - m)),  m = max_p lse_p
+//     out = sum_p exp(lse_p - lse) out_p
 //
 // A state with lse = -inf holds no key and is left out, whatever its out holds; a row without any
 // other state is (0, -inf). Each element of the result is written after the elements of the parts
@@ -132,6 +132,7 @@ Status merge(const std::vector<PartialState>& parts, const PartialState& result,
     return make_status(StatusCode::kOutOfMemory,
                        "workspace: memory for merge could not be allocated");
   }
+  if (context.traffic != nullptr) *context.traffic = {};  // it has no tiles
   cpu::Progress progress(context, static_cast<double>(job.num_rows));
   return cpu::parallel_for(context, workers, num_tasks, &run_task, &job, progress);
 }

@@ -88,13 +88,6 @@ class BoundedSums {
   int candidates_left_ = 0;
 };
 
-bool is_empty(const TensorView& view) {
-  for (int i = 0; i < view.rank; ++i) {
-    if (view.shape[i] == 0) return true;
-  }
-  return false;
-}
-
 // A view's dimensions of more than one element: absolute steps, and its first byte.
 struct Layout {
   int rank = 0;
@@ -137,6 +130,13 @@ void sort_longest_first(Layout* layout) {
 }
 
 }  // namespace
+
+bool is_empty(const TensorView& view) {
+  for (int i = 0; i < view.rank; ++i) {
+    if (view.shape[i] == 0) return true;
+  }
+  return false;
+}
 
 // Two indices differ by d, |d_k| <= count_k, and meet when sum_k step_k d_k = 0. With the longest
 // step that differs named p and d_p >= 1, shifting the others by count_k makes all terms positive:

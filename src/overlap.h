@@ -15,6 +15,9 @@
 
 namespace attentile {
 
+// Whether some size is 0. The strides of an empty view mean nothing and may be anything.
+bool is_empty(const TensorView& view);
+
 // Whether two different indices of the view share a byte. Any strides, 0 and negative too; sizes of
 // at most 1 are ignored and an empty view never overlaps. The view must have a rank of 0 to
 // kMaxRank, sizes >= 0 and a known dtype; its data is not looked at.

@@ -50,4 +50,9 @@ Status validate_merge(const std::vector<PartialState>& parts, const PartialState
 // say.
 Status validate_context(const ExecutionContext& context);
 
+// The caller's workspace, all of its workspace_bytes, shares no memory with a tensor of the call,
+// which was validated. gradients is null for the forward pass.
+Status validate_workspace(const AttentionInputs& inputs, const AttentionOutputs& outputs,
+                          const AttentionGradients* gradients, const ExecutionContext& context);
+
 }  // namespace attentile

@@ -243,9 +243,16 @@ Status check_dropout_heads(Call* call) {
     p.dropout.num_heads_q = p.num_heads_q;
     return {};
   }
-  if (base > whole || whole - base < p.num_heads_q) {
-    return invalid("dropout_num_heads_q: is {}, but head_base is {} and q has num_heads_q {}",
-                   whole, base, p.num_heads_q);
+  int64_t least = 0;
+  if (__builtin_add_overflow(base, p.num_heads_q, &least)) {
+    return invalid("head_base: is {}, but with the num_heads_q {} of q it must stay below 2^63",
+                   base, p.num_heads_q);
+  }
+  if (whole < least) {
+    return invalid(
+        "dropout_num_heads_q: is {}, but it must be at least {}: head_base is {} and q has "
+        "num_heads_q {}",
+        whole, least, base, p.num_heads_q);
   }
   p.dropout.num_heads_q = whole;
   return {};

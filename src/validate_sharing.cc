@@ -65,3 +65,31 @@ Status check_sharing(Call* call) {
 }
 
 }  // namespace attentile::validation
+
+namespace attentile {
+
+Status validate_workspace(const AttentionInputs& inputs, const AttentionOutputs& outputs,
+                          const AttentionGradients* gradients, const ExecutionContext& context) {
+  using namespace validation;  // NOLINT(google-build-using-namespace)
+  if (context.workspace == nullptr || context.workspace_bytes <= 0) return {};
+  const TensorView bytes =
+      contiguous_view(context.workspace, DType::kUInt8, {context.workspace_bytes});
+  const auto begin = reinterpret_cast<uintptr_t>(context.workspace);
+  const auto size = static_cast<uintptr_t>(context.workspace_bytes);
+  const uintptr_t end = size > UINTPTR_MAX - begin ? UINTPTR_MAX : begin + size;
+  const AttentionOptions options;
+  const Call call = {inputs, outputs, gradients, options, Check::kCall, {}};
+  for (const Argument& argument : arguments_of(call)) {
+    if (argument.absent() || !byte_range_of(*argument.view).meets({begin, end})) continue;
+    if (!overlaps(*argument.view, bytes)) continue;
+    const auto data = reinterpret_cast<uintptr_t>(argument.view->data);
+    return invalid(
+        "workspace: its {} bytes begin {} {} the data of {}, but they must not share memory with "
+        "a tensor",
+        context.workspace_bytes, begin < data ? data - begin : begin - data,
+        begin < data ? "before" : "past", argument.name);
+  }
+  return {};
+}
+
+}  // namespace attentile

@@ -107,13 +107,6 @@ struct LabelText {
 
 }  // namespace
 
-bool is_empty(const TensorView& view) {
-  for (int i = 0; i < view.rank; ++i) {
-    if (view.shape[i] == 0) return true;
-  }
-  return false;
-}
-
 Status check_view(const Argument& argument, Check check) {
   if (Status status = check_type(argument); !status.ok()) return status;
   int64_t before = 0;

@@ -8,6 +8,7 @@
 
 #include "attentile/status.h"
 #include "attentile/tensor.h"
+#include "overlap.h"
 #include "problem.h"
 #include "validate.h"
 
@@ -28,9 +29,6 @@ struct Argument {
 
   bool absent() const { return !view->present(); }
 };
-
-// Whether some size is 0. The strides of an empty view mean nothing and may be anything.
-bool is_empty(const TensorView& view);
 
 // Rank, dtype, device, sizes, extent; for kCall also null, alignment and the address space.
 Status check_view(const Argument& argument, Check check);

@@ -86,12 +86,13 @@ enum class Alignment : int32_t { kBottomRight = 0, kTopLeft = 1 };
 
 enum class Algorithm : int32_t {
   kAuto = 0,       // flash2
-  kReference = 1,  // the definition, in float64, O(seqlen_q * seqlen_k) time and O(seqlen_k) memory
+  kReference = 1,  // the definition, in float64, without tiles: the oracle
   kStandard = 2,   // scores materialised in q's dtype: the baseline, O(seqlen_q * seqlen_k) memory
   kFlash1 = 3,     // FlashAttention: key tiles outside, query tiles inside
   kFlash2 = 4,     // FlashAttention-2: query tiles outside, parallel over the sequence
 };
 
+// One that the build or the machine lacks is refused, for every algorithm.
 enum class Isa : int32_t {
   kAuto = 0,
   kScalar = 1,
@@ -150,27 +151,32 @@ struct Traffic {
 };
 
 struct ExecutionContext {
-  int num_threads = 0;                 // 0: all cores this process may use; at most 4096
+  // 0: all cores this process may use, or executor->num_threads; at most 4096
+  int num_threads = 0;
   const Executor* executor = nullptr;  // null: the library's own pool, started on first use
   // Called at least every 50 ms on the calling thread with the fraction done, 0 to 1; a non-zero
   // return stops the call, which then reports kCancelled and leaves the outputs undefined.
   int (*poll)(void* poll_data, double fraction) = nullptr;
   void* poll_data = nullptr;
-  void* workspace = nullptr;    // at least the bytes that workspace_bytes() tells, any alignment;
-  int64_t workspace_bytes = 0;  // null: allocated for the call
-  Traffic* traffic = nullptr;   // filled in where given
-  void* stream = nullptr;       // CUDA only
+  // Memory of the call, workspace_bytes long: at least the workspace_bytes of its plan, any
+  // alignment, apart from all tensors. null: allocated for the call.
+  void* workspace = nullptr;
+  int64_t workspace_bytes = 0;
+  Traffic* traffic = nullptr;  // filled in where given; zero for kReference and merge
+  void* stream = nullptr;      // CUDA only
 };
 
-// Computes out (and lse, keep where given). O(seqlen) memory beyond inputs and outputs, except
-// algorithm kStandard. Errors: kInvalidArgument (nothing written), kUnsupported, kOutOfMemory,
-// kCancelled.
+// Computes out (and lse, keep where given). Memory beyond inputs and outputs is O(seqlen), except
+// algorithm kStandard; kReference needs O(seqlen_k) per thread. Errors: kInvalidArgument,
+// kUnsupported and kUnavailable (nothing written), kOutOfMemory, kCancelled, kInternal.
 Status attention_forward(const AttentionInputs& inputs, const AttentionOutputs& outputs,
                          const AttentionOptions& options = {},
                          const ExecutionContext& context = {});
 
 // Computes dq, dk, dv (and dbias, dsink where given) from the inputs, the forward pass's out and
 // lse, and the incoming dout (and dlse). With dropout, the same (seed, offset) replays the mask.
+// Memory and errors as above; for dbias kReference besides holds, per thread, a float64 copy of the
+// part of it that one task sums.
 Status attention_backward(const AttentionInputs& inputs, const AttentionOutputs& outputs,
                           const AttentionGradients& gradients, const AttentionOptions& options = {},
                           const ExecutionContext& context = {});
@@ -193,15 +199,18 @@ struct Plan {
   Algorithm algorithm = Algorithm::kAuto;  // the one that runs, never kAuto
   Isa isa = Isa::kAuto;                    // likewise
   int threads = 1;
-  int64_t tile_m = 0;  // queries of a tile
+  int64_t tile_m = 0;  // queries of a forward task; one panel in the backward pass and for flash1
   int64_t tile_n = 0;  // keys of a tile
   int64_t num_tasks = 0;
   int64_t workspace_bytes = 0;
   int64_t fast_memory_bytes = 0;
   // (query, key) pairs that the band and the lengths leave visible, all query heads together
   int64_t visible_pairs = 0;
-  double flops = 0;          // 2 (d + dv), backward 2 (3d + 2dv), per visible pair
-  Traffic traffic_standard;  // bytes moved by each algorithm at this fast_memory_bytes, forward
+  double flops = 0;  // 2 (d + dv), backward 2 (3d + 2dv), per visible pair
+  // What the tile loads and stores of a forward call would count with these threads and this
+  // fast_memory_bytes. Exact unless a visible value is NaN or infinite; a block pattern counts as
+  // all visible where its data is null or walking it would take more than 2^24 steps. Saturates.
+  Traffic traffic_standard;
   Traffic traffic_flash1;
   Traffic traffic_flash2;
   std::vector<std::string> notes;  // why these tiles, and for each faster path why it does not run
@@ -215,8 +224,9 @@ Result<Plan> plan_backward(const AttentionInputs& inputs, const AttentionOutputs
                            const AttentionOptions& options = {},
                            const ExecutionContext& context = {});
 
-// The instruction sets whose kernels are built in and run on this machine, best first.
-std::vector<Isa> available_isas();
+// The instruction sets whose kernels are built in and run on this machine, best first; none only
+// where there is no memory for the list.
+std::vector<Isa> available_isas() noexcept;
 
 const char* to_string(Algorithm algorithm);
 const char* to_string(Isa isa);

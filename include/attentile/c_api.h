@@ -189,8 +189,9 @@ typedef struct attentile_context {
      return stops the call. NULL: never. */
   int (*poll)(void* poll_data, double fraction);
   void* poll_data;
-  void* workspace;            /* at least attentile_workspace_size bytes, any alignment; NULL: */
-  int64_t workspace_bytes;    /* allocated for the call */
+  void* workspace;            /* at least attentile_workspace_size bytes, any alignment, apart from
+                                 all tensors; NULL: allocated for the call */
+  int64_t workspace_bytes;    /* all of these may be used */
   attentile_traffic* traffic; /* filled in, unless NULL */
   void* stream;               /* CUDA only */
 } attentile_context;
@@ -227,7 +228,8 @@ typedef struct attentile_partial_state {
 } attentile_partial_state;
 
 /* Initialisers: `attentile_tensor t = ATTENTILE_TENSOR_INIT;`. The functions do the same for
-   languages without macros; NULL is ignored. */
+   languages without macros: `attentile_tensor_init(&t, sizeof t)` writes the sizeof t bytes that
+   the caller's version of the struct has, whatever the library's. NULL is ignored. */
 #define ATTENTILE_TENSOR_INIT \
   {sizeof(attentile_tensor), NULL, 0, 0, 0, 0, {0, 0, 0, 0}, {0, 0, 0, 0}}
 #define ATTENTILE_INPUTS_INIT          \
@@ -281,21 +283,22 @@ typedef struct attentile_partial_state {
   {sizeof(attentile_plan_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0, 0, 0, 0, 0, 0, NULL}
 #define ATTENTILE_PARTIAL_STATE_INIT {sizeof(attentile_partial_state), NULL, NULL}
 
-ATTENTILE_API void attentile_tensor_init(attentile_tensor* tensor);
-ATTENTILE_API void attentile_inputs_init(attentile_attention_inputs* inputs);
-ATTENTILE_API void attentile_outputs_init(attentile_attention_outputs* outputs);
-ATTENTILE_API void attentile_gradients_init(attentile_attention_gradients* gradients);
-ATTENTILE_API void attentile_options_init(attentile_options* options);
-ATTENTILE_API void attentile_executor_init(attentile_executor* executor);
-ATTENTILE_API void attentile_traffic_init(attentile_traffic* traffic);
-ATTENTILE_API void attentile_context_init(attentile_context* context);
-ATTENTILE_API void attentile_plan_info_init(attentile_plan_info* plan);
-ATTENTILE_API void attentile_partial_state_init(attentile_partial_state* state);
+ATTENTILE_API void attentile_tensor_init(attentile_tensor* tensor, size_t struct_size);
+ATTENTILE_API void attentile_inputs_init(attentile_attention_inputs* inputs, size_t struct_size);
+ATTENTILE_API void attentile_outputs_init(attentile_attention_outputs* outputs, size_t struct_size);
+ATTENTILE_API void attentile_gradients_init(attentile_attention_gradients* gradients,
+                                            size_t struct_size);
+ATTENTILE_API void attentile_options_init(attentile_options* options, size_t struct_size);
+ATTENTILE_API void attentile_executor_init(attentile_executor* executor, size_t struct_size);
+ATTENTILE_API void attentile_traffic_init(attentile_traffic* traffic, size_t struct_size);
+ATTENTILE_API void attentile_context_init(attentile_context* context, size_t struct_size);
+ATTENTILE_API void attentile_plan_info_init(attentile_plan_info* plan, size_t struct_size);
+ATTENTILE_API void attentile_partial_state_init(attentile_partial_state* state, size_t struct_size);
 
 /* In every function below options and context may be NULL: all defaults. */
 
 /* Computes out (and lse, keep where given). Errors: INVALID_ARGUMENT, UNSUPPORTED and UNAVAILABLE
-   (nothing written), OUT_OF_MEMORY, CANCELLED. */
+   (nothing written), OUT_OF_MEMORY, CANCELLED, INTERNAL. */
 ATTENTILE_API int32_t attentile_attention_forward(const attentile_attention_inputs* inputs,
                                                   const attentile_attention_outputs* outputs,
                                                   const attentile_options* options,

@@ -63,7 +63,8 @@ struct TensorView {
   constexpr bool present() const { return rank != -1; }
 };
 
-// A contiguous (row-major) view. Inputs are never written, so a const pointer is accepted.
+// A contiguous (row-major) view. Inputs are never written, so a const pointer is accepted. Strides
+// that no machine has room for stay at the largest int64: every call refuses such a view.
 inline TensorView contiguous_view(const void* data, DType dtype,
                                   std::initializer_list<int64_t> shape) {
   TensorView view;
@@ -78,7 +79,8 @@ inline TensorView contiguous_view(const void* data, DType dtype,
   int64_t stride = 1;
   for (int i = (view.rank < kMaxRank ? view.rank : kMaxRank) - 1; i >= 0; --i) {
     view.stride[i] = stride;
-    stride *= view.shape[i] > 0 ? view.shape[i] : 1;
+    const int64_t size = view.shape[i] > 0 ? view.shape[i] : 1;
+    stride = stride > INT64_MAX / size ? INT64_MAX : stride * size;
   }
   return view;
 }

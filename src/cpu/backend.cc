@@ -7,6 +7,7 @@
 #include <string>
 
 #include "cpu/cpu_info.h"
+#include "cpu/traffic.h"
 #include "cpu/turnstile.h"
 #include "dtype.h"
 #include "memory.h"
@@ -14,7 +15,8 @@
 namespace attentile::cpu {
 namespace {
 
-// Prefix sums over the batch, zeroed turns and traffic counts.
+// Prefix sums over the batch, zeroed turns and traffic counts. Offsets into the scores are the
+// standard algorithm's alone: elsewhere their number may exceed any array.
 void prepare_workspace(const KernelJob& job) {
   const Problem& p = *job.problem;
   const CpuPlan& plan = *job.plan;
@@ -22,6 +24,7 @@ void prepare_workspace(const KernelJob& job) {
   int64_t* key_blocks = job.array<int64_t>(plan.key_blocks);
   int64_t* padded_rows = job.array<int64_t>(plan.padded_rows);
   int64_t* score_offsets = job.array<int64_t>(plan.score_offsets);
+  const bool has_scores = plan.algorithm == Algorithm::kStandard;
   query_blocks[0] = key_blocks[0] = padded_rows[0] = score_offsets[0] = 0;
   for (int64_t b = 0; b < p.batch; ++b) {
     const Sequence s = p.sequence(b);
@@ -30,7 +33,7 @@ void prepare_workspace(const KernelJob& job) {
     query_blocks[b + 1] = query_blocks[b] + ceil_div(s.seqlen_q, plan.tile_m);
     key_blocks[b + 1] = key_blocks[b] + ceil_div(s.seqlen_k_given, plan.tile_keys);
     padded_rows[b + 1] = padded_rows[b] + padded;
-    score_offsets[b + 1] = score_offsets[b] + padded * s.seqlen_k;
+    score_offsets[b + 1] = score_offsets[b] + (has_scores ? padded * s.seqlen_k : 0);
   }
   std::memset(job.array<char>(plan.turns), 0, static_cast<size_t>(plan.turns.bytes));
   for (int worker = 0; worker < plan.workers; ++worker) {
@@ -48,17 +51,27 @@ void report_traffic(const KernelJob& job, Traffic* traffic) {
   }
 }
 
-double work_units(const Problem& p, const CpuPlan& plan) {
-  if (plan.algorithm != Algorithm::kStandard) {
-    return static_cast<double>(count_visible_pairs(p));
+// A result that is written as 0: what a task clears is one row of the first two axes.
+struct ZeroJob {
+  const Array4& array;
+  int64_t shape[4];
+
+  int64_t num_tasks() const {
+    const bool empty = shape[0] == 0 || shape[1] == 0 || shape[2] == 0 || shape[3] == 0;
+    return array.present && !empty ? shape[0] * shape[1] : 0;
   }
-  double pairs = 0;
-  for (int64_t b = 0; b < p.batch; ++b) {
-    const Sequence s = p.sequence(b);
-    pairs += static_cast<double>(s.seqlen_q) * static_cast<double>(s.seqlen_k);
+  static void run(void* job, int64_t task, int worker, Progress& progress) {
+    const ZeroJob& self = *static_cast<const ZeroJob*>(job);
+    const int64_t bytes = size_of(self.array.dtype);
+    for (int64_t c = 0; c < self.shape[2]; ++c) {
+      if (!progress.keep_going(worker)) return;
+      for (int64_t d = 0; d < self.shape[3]; ++d) {
+        char* element = self.array.at(task / self.shape[1], task % self.shape[1], c, d);
+        std::memset(element, 0, static_cast<size_t>(bytes));
+      }
+    }
   }
-  return pairs * static_cast<double>(p.num_heads_q) * (plan.backward ? 3 : 2);
-}
+};
 
 template <class Real>
 void store_row(const Real* src, void* dst, DType dtype, int64_t stride, int count) {
@@ -109,11 +122,15 @@ void kernel_store_row(const double* src, void* dst, DType dtype, int64_t stride,
   store_row(src, dst, dtype, stride, count);
 }
 
-Result<CpuPlan> plan_call(const Problem& problem, const ExecutionContext& context) {
+Result<Isa> plan_isa(const Problem& problem) {
   const KernelTable table = kernel_table(is_wide(problem));
   Isa built_in[16];
   for (int n = 0; n < table.count; ++n) built_in[n] = table.sets[n]->isa;
-  const Result<Isa> isa = resolve_isa(problem.isa, {built_in, table.count});
+  return resolve_isa(problem.isa, {built_in, table.count});
+}
+
+Result<CpuPlan> plan_call(const Problem& problem, const ExecutionContext& context) {
+  const Result<Isa> isa = plan_isa(problem);
   if (!isa.ok()) return isa.status();
   Machine machine;
   machine.isa = *isa;
@@ -125,7 +142,13 @@ Result<CpuPlan> plan_call(const Problem& problem, const ExecutionContext& contex
 Status run(const Problem& problem, const ExecutionContext& context) {
   const Result<CpuPlan> planned = plan_call(problem, context);
   if (!planned.ok()) return planned.status();
-  const CpuPlan& plan = *planned;
+  const double work = context.poll == nullptr ? 0.0 : count_work(problem, *planned);
+  Progress progress(context, work);
+  return run(problem, *planned, context, progress);
+}
+
+Status run(const Problem& problem, const CpuPlan& plan, const ExecutionContext& context,
+           Progress& progress) {
   AlignedBuffer own;
   char* workspace = static_cast<char*>(context.workspace);
   if (workspace == nullptr) {
@@ -140,7 +163,6 @@ Status run(const Problem& problem, const ExecutionContext& context) {
   workspace += -reinterpret_cast<uintptr_t>(workspace) % kCacheLineBytes;
   KernelJob job{.problem = &problem, .plan = &plan, .workspace = workspace};
   prepare_workspace(job);
-  Progress progress(context, context.poll == nullptr ? 0.0 : work_units(problem, plan));
   const KernelSet& kernels = *find_kernels(plan.isa, plan.wide);
   for (int n = 0; n < plan.num_phases; ++n) {
     const Phase& phase = plan.phases[n];
@@ -149,6 +171,26 @@ Status run(const Problem& problem, const ExecutionContext& context) {
     if (!status.ok()) return status;
   }
   report_traffic(job, context.traffic);
+  return Status();
+}
+
+Status write_zeros(const Problem& p, const ExecutionContext& context) {
+  if (context.traffic != nullptr) *context.traffic = {};
+  if (!p.backward) return Status();
+  const bool packed = p.cu_seqlens_k.data != nullptr;
+  const int64_t batch = packed ? 1 : p.batch;
+  const int64_t rows = packed ? p.total_k : p.max_seqlen_k;
+  const int64_t* bias = p.dbias_shape;
+  ZeroJob jobs[] = {{p.dk, {batch, rows, p.num_heads_kv, p.head_dim}},
+                    {p.dv, {batch, rows, p.num_heads_kv, p.head_dim_v}},
+                    {p.dbias, {bias[0], bias[1], bias[2], bias[3]}},
+                    {p.dsink, {p.num_heads_q, 1, 1, 1}}};
+  Progress progress(context, 0.0);
+  for (ZeroJob& job : jobs) {
+    Status status = parallel_for(context, worker_count(context), job.num_tasks(), &ZeroJob::run,
+                                 &job, progress);
+    if (!status.ok()) return status;
+  }
   return Status();
 }
 

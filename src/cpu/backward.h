@@ -29,7 +29,8 @@ inline void store_keys(Worker<Isa, Real>& w, const KeyRows& k, Real factor, Real
   w.count_written(k.bytes());
 }
 
-// Adds r.dq_t into the panel's sum when it is this block's turn, and stores dq after the last one.
+// Adds r.dq_t (and r.sums) into the panel's when it is this block's turn, and stores dq after the
+// last one.
 // touched: whether r.dq_t holds anything; it is all zeros where the pattern hides the whole block.
 template <class Isa, class Real>
 inline bool add_dq(Worker<Isa, Real>& w, const Tile& t, int64_t block, bool touched,
@@ -48,6 +49,11 @@ inline bool add_dq(Worker<Isa, Real>& w, const Tile& t, int64_t block, bool touc
   using V = Vec<Isa, Real>;
   const bool last = block + 1 == blocks.end;
   if (!kernel_wait_for_turn(turn, my_turn, w.progress, w.id)) return false;
+  for (int i = 0; plan.sum_rows && i < t.rows; ++i) {
+    Real* cell = row_cell(w, t, t.q0 + i);
+    cell[3 * plan.row_stride] += r.sums[i];
+    cell[4 * plan.row_stride] += r.sums[t.lanes + i];
+  }
   if (my_turn > 0 && (touched || last)) {
     for (int64_t i = 0; i < count; i += V::kLanes) {
       (V::load(sum + i) + V::load(r.dq_t + i)).store(r.dq_t + i);
@@ -105,18 +111,19 @@ inline bool backward_panel(Worker<Isa, Real>& w, Tile t, int64_t block, KeyRange
   const KeyRange seen = t.s->band.keys(t.q0, t.q0 + t.rows);
   const KeyRange range = {max64(keys.begin, seen.begin), min64(keys.end, seen.end)};
   fill_lanes<Isa, Real>(r.dq_t, p.head_dim * t.lanes, Real{0});
+  fill_lanes<Isa, Real>(r.sums, int64_t{2} * t.lanes, Real{0});
   bool touched = false;
   for (int64_t j = range.begin; j < range.end;) {
-    const int64_t end = min64(next_key_tile<Isa>(p, w.plan.tile_n, j), range.end);
+    const int64_t end = min64(next_key_tile<Isa>(p, w.plan.step_n, j), range.end);
     t.k0 = j;
     t.keys = static_cast<int>(end - j);
     j = end;
-    if (classify<Isa>(p, t) == TileClass::kHidden) continue;
     if (!w.keep_going()) return false;
+    kernel_progress(w.progress, static_cast<double>(t.rows) * t.keys);  // hidden ones are done too
+    if (classify<Isa>(p, t) == TileClass::kHidden) continue;
     if (!touched) load_backward_panel<Isa, Real>(w, t, r);
     touched = true;
     backward_tile<Isa, Real>(w, t, scale, t.k0 - keys.begin, r);
-    kernel_progress(w.progress, static_cast<double>(t.rows) * t.keys);
   }
   return add_dq<Isa, Real>(w, t, block, touched, r);
 }

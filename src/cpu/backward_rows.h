@@ -22,6 +22,19 @@ inline Real* row_cell(const Worker<Isa, Real>& w, const Tile& t, int64_t i) {
                          padded_row<Isa>(w.plan, *t.s, i));
 }
 
+// Whether the row's rest of lse is wanted: a question to the row alone.
+template <class Isa>
+inline bool lse_is_large(double lse, double limit) {
+  return std::fabs(lse) > limit && std::fabs(lse) < 1e37;
+}
+
+// Whether the row's weight is all the sink's, or there is none.
+template <class Isa>
+inline bool sees_nothing(const Problem& p, int64_t h, double lse) {
+  if (lse == -std::numeric_limits<double>::infinity()) return true;
+  return p.sink.present && lse == load_scalar<Isa, float>(p.sink.at(h, 0, 0, 0), DType::kFloat32);
+}
+
 // Recomputes max and sum of the panel's rows and keeps lse - round(lse) for those whose |lse| is
 // above the limit. A given lse that is not the rounded one (it may belong to more keys than these)
 // is left, and own[i] says so.
@@ -43,7 +56,7 @@ inline void refine_lse(Worker<Isa, Real>& w, Tile t, double limit, const Backwar
   transpose_to_lanes<Isa, Real>(r.q, w.plan.padded_dim, t.rows, dim, t.lanes, r.q_t);
   const KeyRange range = t.s->band.keys(t.q0, t.q0 + t.rows);
   for (int64_t j = range.begin; j < range.end;) {
-    const KeyRange keys = {j, min64(next_key_tile<Isa>(p, w.plan.tile_n, j), range.end)};
+    const KeyRange keys = {j, min64(next_key_tile<Isa>(p, w.plan.step_n, j), range.end)};
     j = keys.end;
     t.k0 = keys.begin;
     t.keys = static_cast<int>(keys.end - keys.begin);
@@ -77,11 +90,13 @@ inline void refine_lse(Worker<Isa, Real>& w, Tile t, double limit, const Backwar
     const double magnitude = std::fabs(rows[i].lse());
     // The logarithm of the sum has an error of its own, whatever the magnitude of lse.
     own[i] = std::fabs(rest) <= (magnitude + 4) * std::numeric_limits<Real>::epsilon();
-    if (own[i] && magnitude > limit) cell[2 * w.plan.row_stride] = static_cast<Real>(rest);
+    if (own[i] && lse_is_large<Isa>(cell[0], limit)) {
+      cell[2 * w.plan.row_stride] = static_cast<Real>(rest);
+    }
   }
 }
 
-// delta as sum_j P dP - dlse, as standard attention has it, and for panels that see one tile of
+// delta as sum_j P dP - dlse, as standard attention has it, and for panels that see kStepKeys
 // keys at most: there the rounding of out can outweigh all else. Only for rows whose lse is that of
 // these keys alone; the others keep rowsum(dout * out) - dlse.
 template <class Isa, class Real>
@@ -94,18 +109,19 @@ inline void refine_delta(Worker<Isa, Real>& w, Tile t, const BackwardScratch<Rea
   double sums[kMaxPanelLanes] = {};
   load_backward_panel<Isa, Real>(w, t, r);
   for (int64_t j = keys.begin; j < keys.end;) {
-    const KeyRange tile = {j, min64(next_key_tile<Isa>(p, w.plan.tile_n, j), keys.end)};
+    const KeyRange tile = {j, min64(next_key_tile<Isa>(p, w.plan.step_n, j), keys.end)};
     j = tile.end;
     t.k0 = tile.begin;
     t.keys = static_cast<int>(tile.end - tile.begin);
     if (classify<Isa>(p, t) == TileClass::kHidden) continue;
+    if (!w.keep_going()) return;
     load_keys<Isa, Real>(
         w, {p.k, *t.s, t.b, kv_head, tile, static_cast<int>(p.head_dim), w.plan.padded_dim}, r.k);
     load_keys<Isa, Real>(
         w, {p.v, *t.s, t.b, kv_head, tile, static_cast<int>(p.head_dim_v), w.plan.padded_dim_v},
         r.v);
     recompute_weights<Isa, Real>(w, t, scale, r.k, r);
-    compute_dp<Isa, Real>(w, t, r.v, r);
+    dp_tile<Isa, Real>(w, t, {r.v, w.plan.padded_dim_v, r.dout_t}, r.extra, r.ds);
     for (int k = 0; k < t.keys; ++k) {
       for (int i = 0; i < t.rows; ++i) {
         const double weight = r.p[k * t.lanes + i];
@@ -140,25 +156,30 @@ inline void prepare_panel(Worker<Isa, Real>& w, const Tile& t, const BackwardScr
     const Real* dout = r.dout + i * ld;
     const int64_t row = s.row_q + t.q0 + i;
     double delta = 0;
-    for (int c = 0; c < dim_v; ++c) delta += static_cast<double>(out[c]) * dout[c];
+    bool all_zero = true;
+    for (int c = 0; c < dim_v; ++c) {
+      delta += static_cast<double>(out[c]) * dout[c];
+      all_zero &= out[c] == 0;
+    }
+    const Real lse = load_scalar<Isa, Real>(p.lse.at(s.batch_q, t.h, row, 0), p.lse.dtype);
+    if (all_zero && sees_nothing<Isa>(p, t.h, lse)) delta = 0;  // whatever dout holds
     if (p.dlse.present) {
       delta -= static_cast<double>(
           load_scalar<Isa, Real>(p.dlse.at(s.batch_q, t.h, row, 0), p.dlse.dtype));
     }
-    const Real lse = load_scalar<Isa, Real>(p.lse.at(s.batch_q, t.h, row, 0), p.lse.dtype);
     Real* cell = row_cell(w, t, t.q0 + i);
     cell[0] = lse;
     cell[w.plan.row_stride] = static_cast<Real>(delta);
     cell[2 * w.plan.row_stride] = 0;
-    const double magnitude = std::fabs(static_cast<double>(lse));
-    large |= magnitude > lse_limit<Isa>(p.dtype) && magnitude < 1e37;
+    if (w.plan.sum_rows) cell[3 * w.plan.row_stride] = cell[4 * w.plan.row_stride] = 0;
+    large |= lse_is_large<Isa>(lse, lse_limit<Isa>(p.dtype));
   }
   w.count_read(t.rows * static_cast<int64_t>(sizeof(Real)));
   w.count_written(int64_t{3} * t.rows * static_cast<int64_t>(sizeof(Real)));
   const KeyRange blocks = blocks_of_panel<Isa>(w.plan, s, t.q0, t.rows);
   if (blocks.begin < blocks.end) {
     const KeyRange keys = s.band.keys(t.q0, t.q0 + t.rows);
-    const bool narrow = keys.end - keys.begin <= w.plan.tile_n;
+    const bool narrow = keys.end - keys.begin <= kStepKeys;
     const bool standard = w.plan.algorithm == Algorithm::kStandard;
     if (!large && !narrow && !standard) return;
     bool own[kMaxPanelLanes] = {};

@@ -23,11 +23,12 @@ struct BackwardScratch {
   Real* rest = nullptr;    // [lanes], what rounding took from lse, where that matters
   Real* delta = nullptr;   // [lanes]
   Real* snap = nullptr;    // [lanes], rounding error of the exponent
-  Real* p = nullptr;       // [tile_n][lanes]
-  Real* ds = nullptr;      // [tile_n][lanes]
-  Real* hide = nullptr;    // [tile_n][lanes]
-  Real* extra = nullptr;   // [tile_n][lanes], bias, then keep
-  Real* cap = nullptr;     // [tile_n][lanes], tanh(S / softcap)
+  Real* sums = nullptr;    // [2][lanes], sum of P dP and of P over this task's keys, for dsink
+  Real* p = nullptr;       // [step_n][lanes]
+  Real* ds = nullptr;      // [step_n][lanes]
+  Real* hide = nullptr;    // [step_n][lanes]
+  Real* extra = nullptr;   // [step_n][lanes], bias, then keep
+  Real* cap = nullptr;     // [step_n][lanes], tanh(S / softcap)
   Real* lane = nullptr;    // [2][lanes]
 };
 
@@ -47,8 +48,9 @@ inline BackwardScratch<Real> take_backward_scratch(Worker<Isa, Real>& w, int lan
   r.dout_t = w.take(p.head_dim_v * lanes);
   r.dq_t = w.take(p.head_dim * lanes);
   for (Real** row : {&r.lse, &r.rest, &r.delta, &r.snap}) *row = w.take(lanes);
-  for (Real** tile : {&r.p, &r.ds, &r.hide, &r.extra, &r.cap}) *tile = w.take(plan.tile_n * lanes);
+  for (Real** tile : {&r.p, &r.ds, &r.hide, &r.extra, &r.cap}) *tile = w.take(plan.step_n * lanes);
   r.lane = w.take(2 * lanes);
+  r.sums = w.take(2 * lanes);
   return r;
 }
 
@@ -67,10 +69,9 @@ inline double lse_limit(DType dtype) {
   return dtype == DType::kFloat32 ? 16 : 1024;
 }
 
-// What a panel brings to every key tile: q and dout in both layouts, lse, delta.
+// What a panel brings to every key tile: q and dout in both layouts, lse, delta; sets t.dead.
 template <class Isa, class Real>
-inline void load_backward_panel(Worker<Isa, Real>& w, const Tile& t,
-                                const BackwardScratch<Real>& r) {
+inline void load_backward_panel(Worker<Isa, Real>& w, Tile& t, const BackwardScratch<Real>& r) {
   const Problem& p = w.problem;
   const CpuPlan& plan = w.plan;
   const int dim = static_cast<int>(p.head_dim);
@@ -81,7 +82,7 @@ inline void load_backward_panel(Worker<Isa, Real>& w, const Tile& t,
   transpose_to_lanes<Isa, Real>(r.dout, plan.padded_dim_v, t.rows, dim_v, t.lanes, r.dout_t);
   const Real* state = w.job.template array<Real>(plan.row_state) +
                       state_row<Real>(plan, w.job, p.num_heads_q, t.b, t.h, 0);
-  // x - lse carries half a unit of lse (where it is large, rest makes up for it), its product with
+  // x - lse carries half a unit of lse (unless rest makes up for it), its product with
   // log2 e and that constant about as much of the exponent, which is at most log2(seqlen_k) where
   // weights are equal.
   constexpr Real kUnit = std::numeric_limits<Real>::epsilon() / 2;
@@ -93,9 +94,10 @@ inline void load_backward_panel(Worker<Isa, Real>& w, const Tile& t,
     r.lse[i] = weightless ? std::numeric_limits<Real>::infinity() : row[0];
     r.delta[i] = i < t.rows ? row[plan.row_stride] : Real{0};
     r.rest[i] = weightless ? Real{0} : row[2 * plan.row_stride];
-    const Real magnitude = std::fmin(std::fabs(r.lse[i]), limit);
+    const Real magnitude = r.rest[i] != 0 ? Real{0} : std::fmin(std::fabs(r.lse[i]), limit);
     r.snap[i] = weightless ? Real{0} : kUnit * (Real{1.5} * magnitude + spread);
   }
+  t.dead = hide_dead_rows<Isa, Real>(p, t, nullptr);
   w.count_read(int64_t{3} * t.rows * static_cast<int64_t>(sizeof(Real)));
 }
 
@@ -106,8 +108,9 @@ inline TileClass recompute_weights(Worker<Isa, Real>& w, const Tile& t,
                                    const BackwardScratch<Real>& r) {
   using V = Vec<Isa, Real>;
   const Problem& p = w.problem;
-  const TileClass tile_class = classify<Isa>(p, t);
+  TileClass tile_class = classify<Isa>(p, t);
   if (tile_class == TileClass::kHidden) return tile_class;
+  if (t.dead) tile_class = TileClass::kPartial;
   gemm<Isa, Real>({.a = k,
                    .a_row = w.plan.padded_dim,
                    .a_step = 1,
@@ -121,6 +124,7 @@ inline TileClass recompute_weights(Worker<Isa, Real>& w, const Tile& t,
   const bool partial = tile_class == TileClass::kPartial;
   const bool biased = p.bias.present || p.alibi_slopes.present;
   if (partial) fill_hide<Isa, Real>(w, t, r.hide, r.lane);
+  if (t.dead) hide_dead_rows<Isa, Real>(p, t, r.hide);
   if (biased) fill_bias<Isa, Real>(w, t, r.extra);
   apply_score_mods<Isa, Real>(scale, t, biased ? r.extra : nullptr, partial ? r.hide : nullptr, r.p,
                               r.cap);
@@ -145,46 +149,68 @@ inline TileClass recompute_weights(Worker<Isa, Real>& w, const Tile& t,
   return tile_class;
 }
 
-// r.ds = dP^T = keep * V dO^T, scaled; r.extra = keep where there is dropout.
+template <class Real>
+struct DpOperands {
+  const Real* v = nullptr;  // [keys][ld]
+  int64_t ld = 0;
+  const Real* dout_t = nullptr;  // [head_dim_v][lanes]
+};
+
+// dp = dP^T = keep * V dO^T, scaled, of one tile; keep = the keep mask where there is dropout.
 template <class Isa, class Real>
-inline void compute_dp(Worker<Isa, Real>& w, const Tile& t, const Real* v,
-                       const BackwardScratch<Real>& r) {
+inline void dp_tile(Worker<Isa, Real>& w, const Tile& t, const DpOperands<Real>& operands,
+                    Real* keep, Real* dp) {
   using V = Vec<Isa, Real>;
   const Problem& p = w.problem;
-  gemm<Isa, Real>({.a = v,
-                   .a_row = w.plan.padded_dim_v,
+  gemm<Isa, Real>({.a = operands.v,
+                   .a_row = operands.ld,
                    .a_step = 1,
-                   .b = r.dout_t,
+                   .b = operands.dout_t,
                    .b_step = t.lanes,
-                   .c = r.ds,
+                   .c = dp,
                    .c_row = t.lanes,
                    .rows = t.keys,
                    .cols = t.lanes,
                    .depth = static_cast<int>(p.head_dim_v)});
   if (!p.dropout.enabled) return;
-  fill_keep<Isa, Real>(p, t, r.extra);
+  fill_keep<Isa, Real>(p, t, keep);
   const V scale = V::set1(static_cast<Real>(p.dropout.scale));
   for (int i = 0; i < t.keys * t.lanes; i += V::kLanes) {
-    (V::load(r.ds + i) * (V::load(r.extra + i) * scale)).store(r.ds + i);
+    (V::load(dp + i) * (V::load(keep + i) * scale)).store(dp + i);
   }
 }
 
-struct DsOptions {
-  bool partial = false;  // r.hide holds
-  bool logits = false;  // dS of the logits, after softcap and bias; else of the scaled dot products
-};
-
-// r.ds = dS^T, and r.p = keep * P^T.
+// Adds the tile's P dP and P to r.sums, per row; a pair of weight 0 adds nothing whatever dP is.
 template <class Isa, class Real>
-inline void compute_ds(Worker<Isa, Real>& w, const Tile& t, const ScoreScale<Real>& scale,
-                       const Real* v, DsOptions options, const BackwardScratch<Real>& r) {
+inline void add_row_sums(const Tile& t, const BackwardScratch<Real>& r) {
+  using V = Vec<Isa, Real>;
+  const V zero = V::set1(Real{0});
+  for (int i = 0; i < t.lanes; i += V::kLanes) {
+    V sum_dp = zero;
+    V sum = zero;
+    for (int k = 0; k < t.keys; ++k) {
+      const V weight = V::load(r.p + k * t.lanes + i);
+      const V dp = V::load(r.ds + k * t.lanes + i);
+      sum_dp = sum_dp + V::select_lt(zero, weight, weight * dp, weight);
+      sum = sum + weight;
+    }
+    (V::load(r.sums + i) + sum_dp).store(r.sums + i);
+    (V::load(r.sums + t.lanes + i) + sum).store(r.sums + t.lanes + i);
+  }
+}
+
+// r.ds = dS^T, and r.p = keep * P^T. capped: dS of the scaled dot products, through softcap; else
+// of the logits. A pair of weight 0, hidden or not, has dS = 0 whatever dP is.
+template <class Isa, class Real>
+inline void compute_ds(Worker<Isa, Real>& w, const Tile& t, bool capped, const Real* v,
+                       const BackwardScratch<Real>& r) {
   using V = Vec<Isa, Real>;
   const Problem& p = w.problem;
-  compute_dp<Isa, Real>(w, t, v, r);
+  dp_tile<Isa, Real>(w, t, {v, w.plan.padded_dim_v, r.dout_t}, r.extra, r.ds);
+  if (w.plan.sum_rows) add_row_sums<Isa, Real>(t, r);
   const bool dropped = p.dropout.enabled;
   const V zero = V::set1(Real{0});
   const V one = V::set1(Real{1});
-  const bool capped = scale.softcap > 0 && !options.logits;
   for (int i = 0; i < t.lanes; i += V::kLanes) {
     const V delta = V::load(r.delta + i);
     for (int k = 0; k < t.keys; ++k) {
@@ -196,8 +222,7 @@ inline void compute_ds(Worker<Isa, Real>& w, const Tile& t, const ScoreScale<Rea
         const V tanh_s = V::load(r.cap + at);
         ds = ds * (one - tanh_s * tanh_s);
       }
-      if (options.partial) ds = V::select_lt(V::load(r.hide + at), zero, zero, ds);
-      ds.store(r.ds + at);
+      V::select_lt(zero, weight, ds, weight).store(r.ds + at);
     }
   }
 }
@@ -226,35 +251,19 @@ template <class Isa, class Real>
   }
 }
 
-// Which operands of the panel and key tile hold a NaN or infinity; looked at for partial tiles
-// only.
+// Which operands of a panel hold a NaN or infinity.
 struct Nonfinite {
   bool q = false;
   bool dout = false;
-  bool k = false;
 };
 
-// One panel against one key tile: adds to dk, dv (rows of this tile) and to r.dq_t.
+// dv += (keep P)^T dO and dk += dS^T Q, for the keys of the tile: rows of r.dv and r.dk from
+// key_row on. r.hide must hold where an operand is not finite.
 template <class Isa, class Real>
-inline void backward_tile(Worker<Isa, Real>& w, const Tile& t, const ScoreScale<Real>& scale,
-                          int64_t key_row, const BackwardScratch<Real>& r) {
-  const Problem& p = w.problem;
+inline void accumulate_dk_dv(Worker<Isa, Real>& w, const Tile& t, int64_t key_row,
+                             Nonfinite nonfinite, const BackwardScratch<Real>& r) {
   const int64_t ld = w.plan.padded_dim;
   const int64_t ld_v = w.plan.padded_dim_v;
-  const Real* k = r.k + key_row * ld;
-  const Real* v = r.v + key_row * ld_v;
-  const TileClass tile_class = recompute_weights<Isa, Real>(w, t, scale, k, r);
-  if (tile_class == TileClass::kHidden) return;
-  const bool partial = tile_class == TileClass::kPartial;
-  compute_ds<Isa, Real>(w, t, scale, v, {partial, false}, r);
-  const int dim = static_cast<int>(p.head_dim);
-  Nonfinite nonfinite;
-  if (partial) {
-    nonfinite.q = has_nonfinite<Isa, Real>(r.q, t.rows, dim, static_cast<int>(ld));
-    nonfinite.dout = has_nonfinite<Isa, Real>(r.dout, t.rows, static_cast<int>(p.head_dim_v),
-                                              static_cast<int>(ld_v));
-    nonfinite.k = has_nonfinite<Isa, Real>(k, t.keys, dim, static_cast<int>(ld));
-  }
   const GemmTile<Real> dv = {.a = r.p,
                              .a_row = t.lanes,
                              .a_step = 1,
@@ -277,6 +286,30 @@ inline void backward_tile(Worker<Isa, Real>& w, const Tile& t, const ScoreScale<
                              .cols = w.plan.padded_dim,
                              .depth = t.rows,
                              .accumulate = true};
+  nonfinite.dout ? accumulate_visible_keys<Isa, Real>(dv, r.hide, t.lanes) : gemm<Isa, Real>(dv);
+  nonfinite.q ? accumulate_visible_keys<Isa, Real>(dk, r.hide, t.lanes) : gemm<Isa, Real>(dk);
+}
+
+// One panel against one key tile: adds to dk, dv (rows of this tile) and to r.dq_t. Partial tiles
+// alone are looked at for NaN and infinity.
+template <class Isa, class Real>
+inline void backward_tile(Worker<Isa, Real>& w, const Tile& t, const ScoreScale<Real>& scale,
+                          int64_t key_row, const BackwardScratch<Real>& r) {
+  const Problem& p = w.problem;
+  const int64_t ld = w.plan.padded_dim;
+  const int64_t ld_v = w.plan.padded_dim_v;
+  const Real* k = r.k + key_row * ld;
+  const TileClass tile_class = recompute_weights<Isa, Real>(w, t, scale, k, r);
+  if (tile_class == TileClass::kHidden) return;
+  compute_ds<Isa, Real>(w, t, scale.softcap > 0, r.v + key_row * ld_v, r);
+  const int dim = static_cast<int>(p.head_dim);
+  const auto nonfinite = [&](const Real* rows, int64_t count, int columns, int64_t stride) {
+    return tile_class == TileClass::kPartial &&
+           has_nonfinite<Isa, Real>(rows, count, columns, static_cast<int>(stride));
+  };
+  const int dim_v = static_cast<int>(p.head_dim_v);
+  accumulate_dk_dv<Isa, Real>(
+      w, t, key_row, {nonfinite(r.q, t.rows, dim, ld), nonfinite(r.dout, t.rows, dim_v, ld_v)}, r);
   const GemmTile<Real> dq = {.a = k,
                              .a_row = 1,
                              .a_step = ld,
@@ -288,9 +321,7 @@ inline void backward_tile(Worker<Isa, Real>& w, const Tile& t, const ScoreScale<
                              .cols = t.lanes,
                              .depth = t.keys,
                              .accumulate = true};
-  nonfinite.dout ? accumulate_visible_keys<Isa, Real>(dv, r.hide, t.lanes) : gemm<Isa, Real>(dv);
-  nonfinite.q ? accumulate_visible_keys<Isa, Real>(dk, r.hide, t.lanes) : gemm<Isa, Real>(dk);
-  nonfinite.k ? accumulate_visible<Isa, Real>(dq, r.hide) : gemm<Isa, Real>(dq);
+  nonfinite(k, t.keys, dim, ld) ? accumulate_visible<Isa, Real>(dq, r.hide) : gemm<Isa, Real>(dq);
 }
 
 }  // namespace attentile::cpu

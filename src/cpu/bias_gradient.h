@@ -18,6 +18,35 @@ struct BiasBlock {
   double* sum = nullptr;  // [keys or 1][lanes]
 };
 
+// exp(sink - lse) of row i: what the sink has of its weight.
+template <class Isa, class Real>
+inline double sink_weight(const Worker<Isa, Real>& w, const Tile& t, int64_t i) {
+  const Problem& p = w.problem;
+  if (!p.sink.present) return 0;
+  const double sink = load_scalar<Isa, float>(p.sink.at(t.h, 0, 0, 0), DType::kFloat32);
+  if (sink == -std::numeric_limits<double>::infinity()) return 0;
+  const double log_weight = sink - static_cast<double>(*row_cell(w, t, i));
+  return std::exp(log_weight > 0 ? 0.0 : log_weight);
+}
+
+// delta of row i, for sums over all keys. Where there are sums, sum_j P dP is taken for rowsum(dout
+// * out), which 16-bit rounding of out has touched; unless lse belongs to more keys than these, so
+// that the weights do not add up to 1.
+template <class Isa, class Real>
+inline double summed_delta(const Worker<Isa, Real>& w, const Tile& t, int64_t i) {
+  const Problem& p = w.problem;
+  const int64_t stride = w.plan.row_stride;
+  const Real* row = row_cell(w, t, i);
+  const double delta = row[stride];
+  if (!w.plan.sum_rows) return delta;
+  const double unit = p.dtype == DType::kFloat16 ? 0x1p-11 : 0x1p-8;
+  const double missing = 1 - sink_weight(w, t, i) - static_cast<double>(row[4 * stride]);
+  if (!(std::fabs(missing) <= unit)) return delta;
+  const char* dlse = p.dlse.at(t.s->batch_q, t.h, t.s->row_q + i, 0);
+  return static_cast<double>(row[3 * stride]) -
+         (p.dlse.present ? load_scalar<Isa, double>(dlse, p.dlse.dtype) : 0.0);
+}
+
 // Adds the dS of queries [q0, q0 + rows) x keys of one (batch, head) to the block's sums.
 template <class Isa, class Real>
 inline void add_bias_gradient(Worker<Isa, Real>& w, Tile t, const BiasBlock& block,
@@ -30,22 +59,27 @@ inline void add_bias_gradient(Worker<Isa, Real>& w, Tile t, const BiasBlock& blo
   const KeyRange range = {max64(block.keys.begin, seen.begin), min64(block.keys.end, seen.end)};
   bool loaded = false;
   for (int64_t j = range.begin; j < range.end;) {
-    const KeyRange tile = {j, min64(next_key_tile<Isa>(p, w.plan.tile_n, j), range.end)};
+    const KeyRange tile = {j, min64(next_key_tile<Isa>(p, w.plan.step_n, j), range.end)};
     j = tile.end;
     t.k0 = tile.begin;
     t.keys = static_cast<int>(tile.end - tile.begin);
     if (classify<Isa>(p, t) == TileClass::kHidden) continue;
     if (!w.keep_going()) return;
-    if (!loaded) load_backward_panel<Isa, Real>(w, t, r);
-    loaded = true;
+    if (!loaded) {
+      load_backward_panel<Isa, Real>(w, t, r);
+      for (int i = 0; sum_keys && i < t.rows; ++i) {
+        r.delta[i] = static_cast<Real>(summed_delta(w, t, t.q0 + i));
+      }
+      loaded = true;
+    }
     const int64_t kv_head = t.h / p.group_size;
     load_keys<Isa, Real>(
         w, {p.k, *t.s, t.b, kv_head, tile, static_cast<int>(p.head_dim), w.plan.padded_dim}, r.k);
     load_keys<Isa, Real>(
         w, {p.v, *t.s, t.b, kv_head, tile, static_cast<int>(p.head_dim_v), w.plan.padded_dim_v},
         r.v);
-    const TileClass tile_class = recompute_weights<Isa, Real>(w, t, scale, r.k, r);
-    compute_ds<Isa, Real>(w, t, scale, r.v, {tile_class == TileClass::kPartial, true}, r);
+    recompute_weights<Isa, Real>(w, t, scale, r.k, r);
+    compute_ds<Isa, Real>(w, t, false, r.v, r);
     for (int k = 0; k < t.keys; ++k) {
       double* sums = block.sum + (sum_keys ? 0 : t.k0 + k - block.keys.begin) * t.lanes;
       for (int i = 0; i < t.rows; ++i) sums[sum_queries ? 0 : i] += r.ds[k * t.lanes + i];
@@ -72,16 +106,16 @@ void bias_gradient_task(void* job, int64_t task, int worker, Progress& progress)
   const CpuPlan& plan = w.plan;
   const bool sum_keys = p.dbias_shape[3] == 1;
   const bool sum_queries = p.dbias_shape[2] == 1;
-  const int64_t key_tiles = sum_keys ? 1 : ceil_div(p.dbias_shape[3], plan.tile_n);
+  const int64_t key_tiles = sum_keys ? 1 : ceil_div(p.dbias_shape[3], plan.step_n);
   BiasBlock block;
-  block.keys.begin = task % key_tiles * plan.tile_n;
+  block.keys.begin = task % key_tiles * plan.step_n;
   block.keys.end =
-      sum_keys ? p.max_seqlen_k : min64(block.keys.begin + plan.tile_n, p.dbias_shape[3]);
+      sum_keys ? p.max_seqlen_k : min64(block.keys.begin + plan.step_n, p.dbias_shape[3]);
   block.h = task / key_tiles % p.dbias_shape[1];
   block.b = task / key_tiles / p.dbias_shape[1];
   const int lanes = plan.panel_lanes_max;
   const BackwardScratch<Real> r = take_backward_scratch<Isa, Real>(w, lanes);
-  const int64_t num_sums = (sum_keys ? 1 : plan.tile_n) * lanes;
+  const int64_t num_sums = (sum_keys ? 1 : plan.step_n) * lanes;
   block.sum = reinterpret_cast<double*>(
       w.take(num_sums * static_cast<int64_t>(sizeof(double) / sizeof(Real))));
 
@@ -127,18 +161,15 @@ template <class Isa, class Real>
 void sink_gradient_task(void* job, int64_t task, int worker, Progress& progress) {
   Worker<Isa, Real> w(job, worker, progress);
   const Problem& p = w.problem;
-  const double sink = load_scalar<Isa, float>(p.sink.at(task, 0, 0, 0), DType::kFloat32);
   double sum = 0;
   for (int64_t b = 0; b < p.batch; ++b) {
     const Sequence s = p.sequence(b);
-    const Real* state = w.job.template array<Real>(w.plan.row_state) +
-                        state_row<Real>(w.plan, w.job, p.num_heads_q, b, task, 0);
+    Tile t;
+    t.b = b;
+    t.h = task;
+    t.s = &s;
     for (int64_t i = 0; i < s.seqlen_q; ++i) {
-      const Real* row = state + padded_row<Isa>(w.plan, s, i);
-      const double log_weight = sink - static_cast<double>(row[0]);
-      const bool weightless = sink == -std::numeric_limits<double>::infinity();
-      const double weight = weightless ? 0.0 : std::exp(log_weight > 0 ? 0.0 : log_weight);
-      sum -= weight * static_cast<double>(row[w.plan.row_stride]);
+      sum -= sink_weight(w, t, i) * summed_delta(w, t, i);
     }
   }
   *reinterpret_cast<float*>(p.dsink.at(task, 0, 0, 0)) = static_cast<float>(sum + 0.0);

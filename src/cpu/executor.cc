@@ -9,12 +9,12 @@
 #include <sched.h>
 #include <unistd.h>
 
-#include <cfenv>
 #include <condition_variable>
 #include <cstdio>
 #include <mutex>
 #include <new>
 
+#include "cpu/float_environment.h"
 #include "cpu/thread_pool.h"
 #include "memory.h"
 
@@ -22,22 +22,6 @@ namespace attentile::cpu {
 namespace {
 
 constexpr std::chrono::milliseconds kPollInterval{10};
-
-// The default floating-point environment for the lifetime of the object: pool threads inherit the
-// one of whoever started them, and results must not depend on which thread computes.
-class DefaultFloatEnvironment {
- public:
-  DefaultFloatEnvironment() {
-    std::fegetenv(&before_);
-    std::fesetenv(FE_DFL_ENV);
-  }
-  DefaultFloatEnvironment(const DefaultFloatEnvironment&) = delete;
-  DefaultFloatEnvironment& operator=(const DefaultFloatEnvironment&) = delete;
-  ~DefaultFloatEnvironment() { std::fesetenv(&before_); }
-
- private:
-  std::fenv_t before_;
-};
 
 int clamp_workers(int64_t workers) {
   if (workers < 1) return 1;
@@ -200,20 +184,21 @@ class TicketJob {
 int usable_cores() {
 #if defined(__linux__)
   cpu_set_t mask[64];  // 65,536 cores; the kernel refuses a mask smaller than its own
-  if (sched_getaffinity(0, sizeof mask, mask) == 0) {
+  if (sched_getaffinity(getpid(), sizeof mask, mask) == 0) {
     const int cores = CPU_COUNT_S(sizeof mask, mask);
-    if (cores > 0) return cores;
+    if (cores > 0) return clamp_workers(cores);
   }
 #endif
   return clamp_workers(sysconf(_SC_NPROCESSORS_ONLN));
 }
 
 int worker_count(const ExecutionContext& context) {
-  int workers = clamp_workers(context.num_threads > 0 ? context.num_threads : usable_cores());
-  if (context.executor != nullptr && context.executor->num_threads < workers) {
-    workers = clamp_workers(context.executor->num_threads);
+  const Executor* executor = context.executor;
+  const int most = executor != nullptr ? clamp_workers(executor->num_threads) : kMaxWorkers;
+  if (context.num_threads > 0) {
+    return context.num_threads < most ? clamp_workers(context.num_threads) : most;
   }
-  return workers;
+  return executor != nullptr ? most : usable_cores();
 }
 
 Progress::Progress(const ExecutionContext& context, double total_units)

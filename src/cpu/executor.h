@@ -30,11 +30,14 @@ namespace attentile::cpu {
 
 inline constexpr int kMaxWorkers = 4096;
 
-// Cores that the calling thread may run on (its affinity mask), at least 1. Read on every call.
+// Cores that this process may run on, at least 1: the affinity mask of its first thread, which
+// commands such as taskset set; a thread that was pinned to one core does not count as the process.
+// Read on every call.
 int usable_cores();
 
-// Threads a call may use, the calling one included, in [1, kMaxWorkers]: num_threads, or all usable
-// cores when it is 0; never more than executor->num_threads when there is an executor.
+// Threads a call may use, the calling one included, in [1, kMaxWorkers]: num_threads, but never
+// more than executor->num_threads when there is an executor; when it is 0, executor->num_threads,
+// or all usable cores where there is none.
 int worker_count(const ExecutionContext& context);
 
 // How far a call has come, and whether it should stop. One object lives on the calling thread's

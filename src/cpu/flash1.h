@@ -62,6 +62,35 @@ inline void store_state(Worker<Isa, Real>& w, const Flash1State<Isa, Real>& stat
   count_state(w, panel.rows, false);
 }
 
+// Whether no query of the panel sees any of the keys.
+template <class Isa, class Real>
+inline bool tile_hidden(const Problem& p, int64_t h, const Sequence& s, const Panel<Real>& panel,
+                        KeyRange keys) {
+  const int64_t q_end = panel.q0 + panel.rows;
+  if (s.band.classify(panel.q0, q_end, keys.begin, keys.end) == TileClass::kHidden) return true;
+  return p.block_mask.present &&
+         !pattern_visible<Isa>(p, h, panel.q0, panel.rows, keys.begin, false);
+}
+
+// One panel against a tile of B_c keys, step_n at a time. False: stopped.
+template <class Isa, class Real>
+inline bool attend_in_steps(Worker<Isa, Real>& w, const Panel<Real>& panel, const Tile& head,
+                            const ScoreScale<Real>& scale, KeyTile<Real>& tile,
+                            const TileScratch<Real>& scratch) {
+  const int64_t k_end = tile.k0 + tile.keys;
+  for (int64_t k = tile.k0; k < k_end;) {
+    const KeyRange step = {k, min64(next_key_tile<Isa>(w.problem, w.plan.step_n, k), k_end)};
+    k = step.end;
+    if (!w.keep_going()) return false;
+    Tile t = trim_tile(panel, *head.s, step);
+    t.b = head.b;
+    t.h = head.h;
+    attend_tile<Isa, Real>(w, panel, t, scale, tile, scratch);
+    kernel_progress(w.progress, static_cast<double>(t.rows) * t.keys);
+  }
+  return true;
+}
+
 template <class Isa, class Real>
 void flash1_forward_task(void* job, int64_t task, int worker, Progress& progress) {
   Worker<Isa, Real> w(job, worker, progress);
@@ -80,11 +109,7 @@ void flash1_forward_task(void* job, int64_t task, int worker, Progress& progress
   Real* k_scratch = w.take(plan.tile_n * p.head_dim);
   Real* v_scratch = w.take(plan.tile_n * p.head_dim_v);
   Real* rows_buffer = w.take(plan.rows_buffer_size);
-  TileScratch<Real> scratch;
-  scratch.s = w.take(plan.tile_n * t.lanes);
-  scratch.hide = w.take(plan.tile_n * t.lanes);
-  scratch.extra = w.take(plan.tile_n * t.lanes);
-  scratch.lane = w.take(2 * t.lanes);
+  const TileScratch<Real> scratch = take_tile_scratch<Isa, Real>(w, t.lanes);
   panel.q_t = w.take(p.head_dim * t.lanes);
   panel.acc_o = w.take(p.head_dim_v * t.lanes);
   panel.row_max = w.take(t.lanes);
@@ -104,23 +129,22 @@ void flash1_forward_task(void* job, int64_t task, int worker, Progress& progress
   for (int64_t k = range.begin; k < range.end;) {
     const KeyRange keys = {k, min64(next_key_tile<Isa>(p, plan.tile_n, k), range.end)};
     k = keys.end;
-    if (p.block_mask.present && !pattern_visible<Isa>(p, t.h, 0, s.seqlen_q, keys.begin, false)) {
-      continue;
-    }
-    KeyTile<Real> tile = load_key_tile<Isa, Real>(w, s, t, keys, k_scratch, v_scratch);
+    const bool hidden =
+        p.block_mask.present && !pattern_visible<Isa>(p, t.h, 0, s.seqlen_q, keys.begin, false);
+    KeyTile<Real> tile;
+    if (!hidden) tile = load_key_tile<Isa, Real>(w, s, t, keys, k_scratch, v_scratch);
     for (int64_t n = 0; n < num_panels; ++n) {
       if (!w.keep_going()) return;
       select_panel(n);
-      Tile trimmed = trim_tile(panel, s, keys);
-      trimmed.b = t.b;
-      trimmed.h = t.h;
-      if (classify<Isa>(p, trimmed) == TileClass::kHidden) continue;
+      if (hidden || tile_hidden<Isa>(p, t.h, s, panel, keys)) {
+        kernel_progress(progress, pairs_of_tile(panel, s, keys));  // done too
+        continue;
+      }
       load_panel_queries<Isa, Real>(w, s, t.h, panel, rows_buffer);
       const Flash1State<Isa, Real> state = flash1_state<Isa, Real>(w, t, n);
       load_state<Isa, Real>(w, state, panel);
-      attend_tile<Isa, Real>(w, panel, trimmed, scale, tile, scratch);
+      if (!attend_in_steps<Isa, Real>(w, panel, t, scale, tile, scratch)) return;
       store_state<Isa, Real>(w, state, panel);
-      kernel_progress(progress, static_cast<double>(trimmed.rows) * trimmed.keys);
     }
   }
   for (int64_t n = 0; n < num_panels; ++n) {

@@ -19,17 +19,27 @@ namespace attentile::cpu {
 // Scratch that attend_tile works in.
 template <class Real>
 struct TileScratch {
-  Real* s = nullptr;      // [tile_n][lanes]
-  Real* hide = nullptr;   // [tile_n][lanes]
-  Real* extra = nullptr;  // [tile_n][lanes], bias, then keep
+  Real* s = nullptr;      // [step_n][lanes]
+  Real* hide = nullptr;   // [step_n][lanes]
+  Real* extra = nullptr;  // [step_n][lanes], bias, then keep
   Real* lane = nullptr;   // [2][lanes]
 };
+
+template <class Isa, class Real>
+inline TileScratch<Real> take_tile_scratch(Worker<Isa, Real>& w, int lanes) {
+  TileScratch<Real> scratch;
+  scratch.s = w.take(w.plan.step_n * lanes);
+  scratch.hide = w.take(w.plan.step_n * lanes);
+  scratch.extra = w.take(w.plan.step_n * lanes);
+  scratch.lane = w.take(2 * lanes);
+  return scratch;
+}
 
 // Keys [k0, k0 + keys) in scratch, or in place when they lie there as the kernel wants them.
 template <class Real>
 struct KeyTile {
   int64_t k0 = 0;
-  int keys = 0;
+  int64_t keys = 0;
   const Real* k = nullptr;  // [keys][k_ld]
   const Real* v = nullptr;  // [keys][v_ld]
   int64_t k_ld = 0;
@@ -61,7 +71,17 @@ template <class Isa, class Real>
   }
 }
 
-// The part of `keys` that some query of the panel may see, as a tile.
+// Weights times keep, in place.
+template <class Isa, class Real>
+inline void apply_keep(const Problem& p, const Tile& t, Real* keep, Real* weights) {
+  using V = Vec<Isa, Real>;
+  fill_keep<Isa, Real>(p, t, keep);
+  for (int i = 0; i < t.keys * t.lanes; i += V::kLanes) {
+    (V::load(weights + i) * V::load(keep + i)).store(weights + i);
+  }
+}
+
+// The part of `keys`, at most step_n of them, that some query of the panel may see, as a tile.
 template <class Real>
 [[gnu::always_inline]] inline Tile trim_tile(const Panel<Real>& panel, const Sequence& s,
                                              KeyRange keys) {
@@ -76,6 +96,15 @@ template <class Real>
   t.k0 = begin;
   t.keys = static_cast<int>(max64(0, end - begin));
   return t;
+}
+
+// (query, key) pairs of a tile that the band leaves, in the unit of progress.
+template <class Real>
+[[gnu::always_inline]] inline double pairs_of_tile(const Panel<Real>& panel, const Sequence& s,
+                                                   KeyRange keys) {
+  const KeyRange seen = s.band.keys(panel.q0, panel.q0 + panel.rows);
+  const int64_t count = min64(keys.end, seen.end) - max64(keys.begin, seen.begin);
+  return static_cast<double>(panel.rows) * static_cast<double>(max64(0, count));
 }
 
 template <class Isa, class Real>
@@ -107,13 +136,7 @@ inline void attend_tile(Worker<Isa, Real>& w, const Panel<Real>& panel, Tile t,
                                 partial ? scratch.hide : nullptr, scratch.s, nullptr);
   }
   online_softmax<Isa, Real>(panel, t.keys, head_dim_v, scale.exponent, scratch.s);
-  if (p.dropout.enabled) {
-    using V = Vec<Isa, Real>;
-    fill_keep<Isa, Real>(p, t, scratch.extra);
-    for (int i = 0; i < t.keys * t.lanes; i += V::kLanes) {
-      (V::load(scratch.s + i) * V::load(scratch.extra + i)).store(scratch.s + i);
-    }
-  }
+  if (p.dropout.enabled) apply_keep<Isa, Real>(p, t, scratch.extra, scratch.s);
   const GemmTile<Real> product = {.a = keys.v + skip * keys.v_ld,
                                   .a_row = 1,
                                   .a_step = keys.v_ld,
@@ -145,13 +168,13 @@ inline KeyTile<Real> load_key_tile(Worker<Isa, Real>& w, const Sequence& s, cons
   const int64_t head = t.h / p.group_size;
   KeyTile<Real> tile;
   tile.k0 = range.begin;
-  tile.keys = static_cast<int>(range.end - range.begin);
+  tile.keys = range.end - range.begin;
   const auto fetch = [&](const Array4& array, int dim, Real* buffer, int64_t& ld) -> const Real* {
     const bool in_place = array.dtype == (sizeof(Real) == 4 ? DType::kFloat32 : DType::kFloat64) &&
                           array.stride[3] == 1 && array.stride[1] == dim && !p.paged();
     if (in_place) {
       ld = dim;
-      w.count_read(static_cast<int64_t>(tile.keys) * dim * size_of(array.dtype));
+      w.count_read(tile.keys * dim * size_of(array.dtype));
       return reinterpret_cast<const Real*>(p.key_row(array, s, t.b, head, range.begin));
     }
     ld = dim;
@@ -274,11 +297,7 @@ void flash2_forward_task(void* job, int64_t task, int worker, Progress& progress
   Real* k_scratch = w.take(plan.tile_n * p.head_dim);
   Real* v_scratch = w.take(plan.tile_n * p.head_dim_v);
   Real* rows_buffer = w.take(plan.rows_buffer_size);
-  TileScratch<Real> scratch;
-  scratch.s = w.take(plan.tile_n * lanes);
-  scratch.hide = w.take(plan.tile_n * lanes);
-  scratch.extra = w.take(plan.tile_n * lanes);
-  scratch.lane = w.take(2 * lanes);
+  const TileScratch<Real> scratch = take_tile_scratch<Isa, Real>(w, lanes);
   Panel<Real> panels[kMaxPanels];
   for (int n = 0; n < num_panels; ++n) {
     Panel<Real>& panel = panels[n];
@@ -303,21 +322,21 @@ void flash2_forward_task(void* job, int64_t task, int worker, Progress& progress
     const int64_t k_end = min64(next_key_tile<Isa>(p, plan.tile_n, k), range.end);
     const KeyRange keys = {k, k_end};
     k = k_end;
+    if (!w.keep_going()) return;
+    double pairs = 0;  // hidden ones are done too
+    for (int n = 0; n < num_panels; ++n) pairs += pairs_of_tile(panels[n], s, keys);
+    kernel_progress(progress, pairs);
     if (p.block_mask.present &&
         !pattern_visible<Isa>(p, t.h, q_begin, q_end - q_begin, keys.begin, false)) {
       continue;
     }
-    if (!w.keep_going()) return;
     KeyTile<Real> tile = load_key_tile<Isa, Real>(w, s, t, keys, k_scratch, v_scratch);
-    double pairs = 0;
     for (int n = 0; n < num_panels; ++n) {
       Tile trimmed = trim_tile(panels[n], s, keys);
       trimmed.b = t.b;
       trimmed.h = t.h;
       attend_tile<Isa, Real>(w, panels[n], trimmed, scale, tile, scratch);
-      pairs += static_cast<double>(trimmed.rows) * trimmed.keys;
     }
-    kernel_progress(progress, pairs);
   }
   for (int n = 0; n < num_panels; ++n) {
     store_panel<Isa, Real>(w, t, panels[n], scale, rows_buffer);

@@ -20,13 +20,12 @@ enum KernelId : int {
   kStandardSoftmax,  // task: as flash2; S becomes P, writes lse
   kStandardOutput,   // task: as flash2; writes out
   kBackwardRows,     // task: as flash2; delta = rowsum(dout * out) - dlse, and lse with its rest
-                     // dlse
   kFlash2Backward,   // task: (batch, KV head, block of tile_keys keys); dk, dv, dq in turn
   kFlash1Backward,   // task: (batch, KV head)
   kStandardProbs,    // task: as flash2; writes P and dS
   kStandardDkDv,     // task: as flash2 backward
   kStandardDq,       // task: as flash2
-  kBiasGradient,     // task: (dbias batch, dbias head, block of tile_n keys)
+  kBiasGradient,     // task: (dbias batch, dbias head, block of step_n keys)
   kSinkGradient,     // task: query head
   kNumKernels
 };
@@ -46,6 +45,8 @@ struct KernelTable {
 KernelTable kernel_table(bool wide);
 const KernelSet* find_kernels(Isa isa, bool wide);  // null: not built in
 
+// Keys of a tile of scores: it and the keys of head_dim 64 share a 32 KiB L1. docs/kernels/cpu.md.
+inline constexpr int64_t kStepKeys = 64;
 inline constexpr int kMaxPanels = 16;       // of a forward task
 inline constexpr int kMaxPanelLanes = 512;  // flash1: B_r <= head_dim, rounded up to the lanes
 
@@ -64,11 +65,13 @@ struct CpuPlan {
   Algorithm algorithm = Algorithm::kFlash2;
   Isa isa = Isa::kScalar;
   bool backward = false;
-  bool wide = false;  // double accumulation
+  bool wide = false;      // double accumulation
+  bool sum_rows = false;  // backward: see summed_delta
   int lanes = 4;
   int workers = 1;
 
-  int64_t tile_n = 64;     // keys of a tile
+  int64_t tile_n = 64;     // keys of a tile, as it is loaded
+  int64_t step_n = 64;     // keys of a tile of scores: tile_n, but kStepKeys at most
   int64_t tile_m = 64;     // queries of a forward task, a multiple of the panel
   int64_t tile_keys = 64;  // keys of a backward task, a multiple of tile_n
   int panel_rows_max = 0;  // queries of a panel (the SIMD lanes run along them) at most
@@ -84,11 +87,13 @@ struct CpuPlan {
 
   // Workspace: shared arrays, then `workers` scratch slices.
   Slice query_blocks, key_blocks, padded_rows, score_offsets;  // int64 prefix sums [batch + 1]
-  Slice row_state;   // [arrays][row_stride]: lse, delta, rest of lse (backward); m, l (flash1)
-  Slice tile_state;  // O (flash1) or dQ (backward), transposed panels: [padded rows][dim]
-  Slice scores;      // standard: S or P, transposed panels, in q's dtype
-  Slice gradients;   // standard backward: dS, likewise
-  Slice turns;       // int32 per panel: whose turn it is to add into dq
+  // [arrays][row_stride]. Backward: lse, delta, rest of lse, with sum_rows also sum P dP and sum P.
+  // flash1: m, l. standard: what out is divided by, 1 or, for dead rows, infinity.
+  Slice row_state;
+  Slice tile_state;        // O (flash1) or dQ (backward), transposed panels: [padded rows][dim]
+  Slice scores;            // standard: S or P, transposed panels, in q's dtype
+  Slice gradients;         // standard backward: dS, likewise
+  Slice turns;             // int32 per panel: whose turn it is to add into dq
   int64_t row_stride = 0;  // padded rows of all heads
   int64_t shared_bytes = 0;
   int64_t scratch_bytes = 0;  // of one worker

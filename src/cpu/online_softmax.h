@@ -39,12 +39,12 @@ template <class Isa, class Real>
 inline void online_softmax(const Panel<Real>& panel, int keys, int head_dim_v,
                            Exponent<Real> exponent, Real* s) {
   using V = Vec<Isa, Real>;
-  const V infinity = V::set1(-std::numeric_limits<Real>::infinity());
+  const V nothing = V::set1(-std::numeric_limits<Real>::infinity());
   const V zero = V::set1(Real{0});
   const V margin = V::set1(kRaiseThreshold<Real> / exponent.hi);
   const int lanes = panel.lanes;
   for (int i = 0; i < lanes; i += V::kLanes) {
-    V tile_max = infinity;
+    V tile_max = nothing;
     for (int k = 0; k < keys; ++k) tile_max = V::max(V::load(s + k * lanes + i), tile_max);
     V row_max = V::load(panel.row_max + i);
     if (V::any_lt(row_max + margin, tile_max)) {
@@ -59,7 +59,7 @@ inline void online_softmax(const Panel<Real>& panel, int keys, int head_dim_v,
       raised.store(panel.row_max + i);
       row_max = raised;
     }
-    const V base = V::select_lt(infinity, row_max, row_max, zero);  // -inf - -inf would be NaN
+    const V base = V::select_lt(nothing, row_max, row_max, zero);  // -inf - -inf would be NaN
     V sum = zero;
     for (int k = 0; k < keys; ++k) {
       const V weight = exp2<Isa>(V::load(s + k * lanes + i) - base, exponent);

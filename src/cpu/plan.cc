@@ -10,10 +10,8 @@ namespace {
 
 constexpr int64_t kAlignment = 64;
 
-// Keys of a flash2 tile: the score tile and a key tile of head_dim 64 share a 32 KiB L1. Measured
-// flat from 64 to 256 keys; less loses 3-5 %.
-constexpr int64_t kTileN = 64;
-// Panels that share a key tile: 8 pay for widening 16-bit keys once per 256 queries.
+// Panels that share a key tile: 8 pay for widening 16-bit keys once per 256 queries. `standard`
+// takes as many as there may be, so that its traffic is that of its matrices.
 constexpr int kForwardPanels = 8;
 // Two vectors of queries fill the registers of a micro tile; the backward products over queries
 // want longer sums per store.
@@ -55,9 +53,7 @@ int64_t padded_rows(const CpuPlan& plan, int64_t seqlen_q) {
 
 Totals add_sequences(const Problem& p, const CpuPlan& plan) {
   Totals totals;
-  // Without index arrays all entries are alike.
-  const bool uniform = p.cu_seqlens_q.data == nullptr && p.cu_seqlens_k.data == nullptr &&
-                       p.seqused_k.data == nullptr && p.leftpad_k.data == nullptr;
+  const bool uniform = has_equal_sequences(p);
   const int64_t distinct = uniform ? min64(p.batch, 1) : p.batch;
   for (int64_t b = 0; b < distinct; ++b) {
     const Sequence s = p.sequence(b);
@@ -88,12 +84,12 @@ void choose_tiles(const Problem& p, const Machine& machine, CpuPlan& plan) {
     plan.panel_rows_max = plan.panel_rows_fixed;
     plan.tile_m = round_up(256, plan.panel_rows_fixed);
   } else {
-    plan.tile_n = kTileN;
+    plan.tile_n = kStepKeys;
     plan.panel_rows_max = plan.lanes * (plan.backward ? kBackwardVectors : kForwardVectors);
     const int64_t width = plan.padded_dim + plan.padded_dim_v;
-    plan.tile_keys = width <= 160 ? 4 * kTileN : (width <= 320 ? 2 * kTileN : kTileN);
+    plan.tile_keys = width <= 160 ? 4 * kStepKeys : (width <= 320 ? 2 * kStepKeys : kStepKeys);
     // Panels of a task: their Q and O share half of L2, and every worker should find four tasks.
-    int64_t panels = kForwardPanels;
+    int64_t panels = plan.algorithm == Algorithm::kStandard ? kMaxPanels : kForwardPanels;
     while (panels > 1 &&
            panels * plan.panel_rows_max * width * value_bytes > machine.l2_bytes / 2) {
       panels /= 2;
@@ -105,6 +101,7 @@ void choose_tiles(const Problem& p, const Machine& machine, CpuPlan& plan) {
     }
     plan.tile_m = panels * plan.panel_rows_max;
   }
+  plan.step_n = min64(plan.tile_n, kStepKeys);
   plan.panel_lanes_max = plan.panel_lanes(plan.panel_rows_max);
   plan.rows_buffer_size = max64(plan.panel_rows_max * max64(p.head_dim, p.head_dim_v),
                                 plan.panel_lanes_max + max64(p.head_dim, p.head_dim_v));
@@ -118,7 +115,7 @@ int64_t forward_scratch(const Problem& p, const CpuPlan& plan) {
   size.take(product(plan.tile_n, p.head_dim));
   size.take(product(plan.tile_n, p.head_dim_v));
   size.take(plan.rows_buffer_size);
-  size.take(product(plan.tile_n, lanes), 3);
+  size.take(plan.step_n * lanes, 3);
   size.take(2 * lanes);
   size.take(p.head_dim * lanes, panels);
   size.take(p.head_dim_v * lanes, panels);
@@ -140,9 +137,9 @@ int64_t backward_scratch(const Problem& p, const CpuPlan& plan) {
   size.take(p.head_dim * lanes, 2);
   size.take(p.head_dim_v * lanes);
   size.take(lanes, 4);
-  size.take(product(plan.tile_n, lanes), 5);
-  size.take(2 * lanes);
-  size.take(product(plan.tile_n, lanes) * (plan.wide ? 1 : 2));  // sums of bias gradients
+  size.take(plan.step_n * lanes, 5);
+  size.take(2 * lanes, 2);
+  size.take(plan.step_n * lanes * (plan.wide ? 1 : 2));  // sums of bias gradients
   if (plan.algorithm == Algorithm::kStandard) {
     size.take(plan.tile_n * max64(p.head_dim, p.head_dim_v), 2);
     size.take(plan.rows_buffer_size);
@@ -186,7 +183,7 @@ void list_phases(const Problem& p, const Totals& totals, CpuPlan& plan) {
     add_phase(plan, kFlash2Backward, key_tasks);
   }
   if (p.dbias.present) {
-    const int64_t key_tiles = p.dbias_shape[3] == 1 ? 1 : ceil_div(p.dbias_shape[3], plan.tile_n);
+    const int64_t key_tiles = p.dbias_shape[3] == 1 ? 1 : ceil_div(p.dbias_shape[3], plan.step_n);
     add_phase(plan, kBiasGradient, product(product(p.dbias_shape[0], p.dbias_shape[1]), key_tiles));
   }
   if (p.dsink.present) add_phase(plan, kSinkGradient, p.num_heads_q);
@@ -202,13 +199,16 @@ void lay_out_workspace(const Problem& p, const Totals& totals, CpuPlan& plan) {
     slice = {offset, bytes};
     offset = sum(offset, saturate(round_up(bytes, kAlignment)));
   };
-  const int64_t prefix_bytes = (p.batch + 1) * static_cast<int64_t>(sizeof(int64_t));
+  const int64_t prefix_bytes = product(sum(p.batch, 1), sizeof(int64_t));
   place(plan.query_blocks, prefix_bytes);
   place(plan.key_blocks, prefix_bytes);
   place(plan.padded_rows, prefix_bytes);
   place(plan.score_offsets, prefix_bytes);
   plan.row_stride = rows;
-  const int row_arrays = plan.backward ? 3 : (flash1_forward ? 2 : 0);
+  const bool sums_keys = p.dsink.present || (p.dbias.present && p.dbias_shape[3] == 1);
+  plan.sum_rows = plan.backward && !standard && sums_keys && size_of(p.dtype) == 2;
+  const int row_arrays =
+      plan.backward ? (plan.sum_rows ? 5 : 3) : (flash1_forward ? 2 : (standard ? 1 : 0));
   place(plan.row_state, product(rows, row_arrays * value_bytes));
   if (flash1_forward) place(plan.tile_state, product(rows, p.head_dim_v * value_bytes));
   if (plan.backward && !standard) {
@@ -224,96 +224,6 @@ void lay_out_workspace(const Problem& p, const Totals& totals, CpuPlan& plan) {
   plan.workspace_bytes = sum(sum(offset, product(plan.scratch_bytes, plan.workers)), kAlignment);
 }
 
-// First i in [0, count) with value(i) > bound for a function that never falls; count if there is
-// none.
-template <class F>
-int64_t first_above(int64_t count, int64_t bound, F value) {
-  int64_t low = 0;
-  int64_t high = count;
-  while (low < high) {
-    const int64_t middle = low + (high - low) / 2;
-    value(middle) > bound ? high = middle : low = middle + 1;
-  }
-  return low;
-}
-
-// sum over i in [0, rows) of clamp(i + shift, 0, limit)
-double sum_of_clamped(int64_t rows, __int128 shift, int64_t limit) {
-  const auto clamp = [](__int128 x, __int128 low, __int128 high) {
-    return x < low ? low : (x > high ? high : x);
-  };
-  const __int128 begin = clamp(-shift, 0, rows);           // first i with i + shift >= 0
-  const __int128 end = clamp(limit - shift, begin, rows);  // first i with i + shift >= limit
-  const double ramp = static_cast<double>(end - begin) *
-                      (static_cast<double>(begin + shift) + static_cast<double>(end - 1 + shift)) /
-                      2;
-  return (end > begin ? ramp : 0.0) + static_cast<double>(rows - end) * static_cast<double>(limit);
-}
-
-// Rows of q that meet keys [k.begin, k.end), in whole panels.
-int64_t rows_meeting(const CpuPlan& plan, const Sequence& s, KeyRange k) {
-  const int rows = plan.panel_rows(s.seqlen_q);
-  const int64_t panels = ceil_div(s.seqlen_q, rows);
-  const auto first_key = [&](int64_t n) { return s.band.lo(n * rows); };
-  const auto end_key = [&](int64_t n) { return s.band.hi(min64((n + 1) * rows, s.seqlen_q) - 1); };
-  const int64_t begin = first_above(panels, k.begin, end_key);    // sees beyond k.begin
-  const int64_t end = first_above(panels, k.end - 1, first_key);  // begins after the last key
-  return max64(0, min64(end * rows, s.seqlen_q) - begin * rows);
-}
-
-struct RowBytes {
-  int64_t q, kv, out, lse, state;  // of one row
-};
-
-Traffic flash1_traffic(const Problem& p, const CpuPlan& plan, const Sequence& s,
-                       const RowBytes& bytes) {
-  Traffic traffic;
-  int64_t visits = 0;  // (key tile, query row) pairs
-  const KeyRange range = s.band.keys(0, s.seqlen_q);
-  for (int64_t k = range.begin; k < range.end;) {
-    const int64_t end = min64((k / plan.tile_n + 1) * plan.tile_n, range.end);
-    visits += rows_meeting(plan, s, {k, end});
-    k = end;
-  }
-  traffic.bytes_read = max64(0, range.end - range.begin) * bytes.kv +
-                       visits * (bytes.q + bytes.state) + s.seqlen_q * bytes.state;
-  traffic.bytes_written =
-      (visits + s.seqlen_q) * bytes.state + s.seqlen_q * (bytes.out + bytes.lse);
-  if (p.bias.present) {
-    traffic.bytes_read += s.seqlen_q * s.seqlen_k * size_of(p.bias.dtype);
-  }
-  return traffic;
-}
-
-Traffic flash2_traffic(const Problem& p, const CpuPlan& plan, const Sequence& s,
-                       const RowBytes& bytes) {
-  Traffic traffic;
-  int64_t keys = 0;
-  for (int64_t q = 0; q < s.seqlen_q; q += plan.tile_m) {
-    const KeyRange range = s.band.keys(q, min64(q + plan.tile_m, s.seqlen_q));
-    keys += max64(0, range.end - range.begin);
-  }
-  traffic.bytes_read = s.seqlen_q * bytes.q + keys * bytes.kv;
-  traffic.bytes_written = s.seqlen_q * (bytes.out + bytes.lse);
-  if (p.bias.present) {
-    traffic.bytes_read += s.seqlen_q * s.seqlen_k * size_of(p.bias.dtype);
-  }
-  return traffic;
-}
-
-Traffic standard_traffic(const Problem& p, const CpuPlan& plan, const Sequence& s,
-                         const RowBytes& bytes) {
-  const int64_t blocks = ceil_div(s.seqlen_q, plan.tile_m);
-  const int64_t matrix = s.seqlen_q * s.seqlen_k * size_of(p.dtype);
-  Traffic traffic;
-  traffic.bytes_read = s.seqlen_q * bytes.q + blocks * s.seqlen_k * bytes.kv + 2 * matrix;
-  traffic.bytes_written = 2 * matrix + s.seqlen_q * (bytes.out + bytes.lse);
-  if (p.bias.present) {
-    traffic.bytes_read += s.seqlen_q * s.seqlen_k * size_of(p.bias.dtype);
-  }
-  return traffic;
-}
-
 }  // namespace
 
 CpuPlan make_plan(const Problem& problem, const Machine& machine, int workers) {
@@ -324,6 +234,10 @@ CpuPlan make_plan(const Problem& problem, const Machine& machine, int workers) {
   plan.wide = is_wide(problem);
   plan.workers = workers;
   choose_tiles(problem, machine, plan);
+  if (has_nothing_to_compute(problem)) {
+    plan.workers = 1;
+    return plan;
+  }
   const Totals totals = add_sequences(problem, plan);
   list_phases(problem, totals, plan);
   int64_t most_tasks = 1;
@@ -333,48 +247,6 @@ CpuPlan make_plan(const Problem& problem, const Machine& machine, int workers) {
   plan.workers = static_cast<int>(min64(plan.workers, most_tasks));
   lay_out_workspace(problem, totals, plan);
   return plan;
-}
-
-Traffic predict_forward_traffic(const Problem& problem, const CpuPlan& plan) {
-  const int64_t itemsize = size_of(problem.dtype);
-  const int64_t value_bytes = plan.wide ? 8 : 4;
-  RowBytes bytes;
-  bytes.q = problem.head_dim * itemsize;
-  bytes.kv = (problem.head_dim + problem.head_dim_v) * itemsize;
-  bytes.out = problem.head_dim_v * itemsize;
-  bytes.lse = problem.lse.present ? value_bytes : 0;
-  bytes.state = (problem.head_dim_v + 2) * value_bytes;
-  Traffic total;
-  for (int64_t b = 0; b < problem.batch; ++b) {
-    const Sequence s = problem.sequence(b);
-    const Traffic head =
-        plan.algorithm == Algorithm::kFlash1
-            ? flash1_traffic(problem, plan, s, bytes)
-            : (plan.algorithm == Algorithm::kStandard ? standard_traffic(problem, plan, s, bytes)
-                                                      : flash2_traffic(problem, plan, s, bytes));
-    total.bytes_read += head.bytes_read * problem.num_heads_q;
-    total.bytes_written += head.bytes_written * problem.num_heads_q;
-  }
-  return total;
-}
-
-int64_t count_visible_pairs(const Problem& problem) {
-  double pairs = 0;
-  for (int64_t b = 0; b < problem.batch; ++b) {
-    const Sequence s = problem.sequence(b);
-    const __int128 offset = s.band.offset;
-    const double ends =
-        problem.window_right == kUnbounded
-            ? static_cast<double>(s.seqlen_q) * static_cast<double>(s.seqlen_k)
-            : sum_of_clamped(s.seqlen_q, offset + problem.window_right + 1, s.seqlen_k);
-    const double begins =
-        problem.window_left == kUnbounded
-            ? 0.0
-            : sum_of_clamped(s.seqlen_q, offset - problem.window_left, s.seqlen_k);
-    pairs += ends - begins;
-  }
-  pairs *= static_cast<double>(problem.num_heads_q);
-  return pairs < 0x1p62 ? static_cast<int64_t>(pairs) : int64_t{1} << 62;
 }
 
 }  // namespace attentile::cpu

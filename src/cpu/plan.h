@@ -25,11 +25,16 @@ inline bool is_wide(const Problem& problem) {
   return problem.dtype == DType::kFloat64;
 }
 
-// Bytes that the forward pass of plan.algorithm moves between slow and fast memory: what its tile
-// loads and stores will count.
-Traffic predict_forward_traffic(const Problem& problem, const CpuPlan& plan);
+// Whether all batch entries are alike, as they are without index arrays.
+inline bool has_equal_sequences(const Problem& problem) {
+  return problem.cu_seqlens_q.data == nullptr && problem.cu_seqlens_k.data == nullptr &&
+         problem.seqused_k.data == nullptr && problem.leftpad_k.data == nullptr;
+}
 
-// Pairs (query, key) that band and lengths leave visible, over all query heads. Closed form.
-int64_t count_visible_pairs(const Problem& problem);
+// No row of any head: out, lse and dq are empty, all else is 0. Such a call has no phases, and its
+// batch may be larger than any array over it could be.
+inline bool has_nothing_to_compute(const Problem& problem) {
+  return problem.batch == 0 || problem.num_heads_q == 0 || problem.max_seqlen_q == 0;
+}
 
 }  // namespace attentile::cpu

@@ -20,7 +20,8 @@ struct Tile {
   int rows = 0;
   int lanes = 0;
   int64_t k0 = 0;
-  int keys = 0;
+  int keys = 0;       // at most step_n
+  bool dead = false;  // backward: some row has lse = -inf, and sees nothing therefore
 };
 
 // Constants of the score arithmetic. When nothing but a positive scale stands between the dot
@@ -37,10 +38,15 @@ struct ScoreScale {
 inline constexpr double kLog2E = 1.4426950408889634;
 inline constexpr double kLog2ETail = 2.0355273740931033e-17;  // log2(e) - kLog2E
 
+template <class Isa>
+inline double clamp(double value, double least, double most) {
+  return value < least ? least : (value > most ? most : value);
+}
+
 template <class Isa, class Real>
 inline Real to_finite(double value) {
   constexpr double kLargest = sizeof(Real) == 4 ? 3.4028234663852886e38 : 1.7976931348623157e308;
-  return static_cast<Real>(value > kLargest ? kLargest : (value < -kLargest ? -kLargest : value));
+  return static_cast<Real>(clamp<Isa>(value, -kLargest, kLargest));
 }
 
 template <class Isa, class Real>
@@ -49,8 +55,15 @@ inline ScoreScale<Real> make_score_scale(const Problem& p, bool may_fold) {
   const bool plain = p.softcap == 0.0 && !p.bias.present && !p.alibi_slopes.present;
   const double exponent = p.softmax_scale * kLog2E;
   scale.folded = may_fold && plain && exponent > 1e-30 && exponent < 1e30;
-  scale.softcap = to_finite<Isa, Real>(p.softcap);
-  scale.logit = to_finite<Isa, Real>(p.softcap > 0 ? p.softmax_scale / p.softcap : p.softmax_scale);
+  scale.logit = to_finite<Isa, Real>(p.softmax_scale);
+  if (p.softcap > 0) {
+    // In float both factors of cap * tanh(S / cap) must be normal numbers; no logit that float
+    // holds and the contract promises (up to 1e30) tells a cap beyond these ends from the end
+    // itself.
+    const double cap = sizeof(Real) == 8 ? p.softcap : clamp<Isa>(p.softcap, 1e-30, 1e34);
+    scale.softcap = static_cast<Real>(cap);
+    scale.logit = to_finite<Isa, Real>(p.softmax_scale / cap);
+  }
   const double factor = scale.folded ? exponent : kLog2E;
   scale.exponent.hi = static_cast<Real>(factor);
   const double tail =
@@ -129,6 +142,23 @@ inline void fill_hide(Worker<Isa, Real>& w, const Tile& t, Real* hide, Real* lan
     }
     w.count_read(static_cast<int64_t>(t.rows) * t.keys);
   }
+}
+
+// Hides every key from the rows whose lse is -inf: their gradients are 0 whatever they see.
+template <class Isa, class Real>
+inline bool hide_dead_rows(const Problem& p, const Tile& t, Real* hide) {
+  bool found = false;
+  for (int i = 0; i < t.rows; ++i) {
+    const char* lse = p.lse.at(t.s->batch_q, t.h, t.s->row_q + t.q0 + i, 0);
+    if (!(load_scalar<Isa, Real>(lse, p.lse.dtype) == -std::numeric_limits<Real>::infinity())) {
+      continue;
+    }
+    found = true;
+    for (int k = 0; hide != nullptr && k < t.keys; ++k) {
+      hide[k * t.lanes + i] = -std::numeric_limits<Real>::infinity();
+    }
+  }
+  return found;
 }
 
 // extra[k][i] = bias - slope * |i + offset - j|, what is added to the logits.

@@ -5,8 +5,8 @@
 // ratio measures what materialising the scores costs and nothing else.
 //
 //     forward   S = mods(Q K^T);  P = softmax(S) in place;  O = (keep P) V
-//     backward  P and dS = P * (keep * dO V^T - delta);  dV = (keep P)^T dO, dK = dS^T Q;  dQ = dS
-//     K
+//     backward  P and dS = P * (keep * dO V^T - delta)
+//               dV = (keep P)^T dO,  dK = dS^T Q;  dQ = dS K
 //
 // A matrix is stored panel by panel, [panel][key][lanes], as the tiles are.
 #pragma once
@@ -72,11 +72,19 @@ struct StandardBlock {
     t.keys = static_cast<int>(end - k0);
     return end;
   }
-  void select_all_keys() {
-    t.k0 = 0;
-    t.keys = static_cast<int>(s.seqlen_k);
-  }
 };
+
+// Calls do_tile() for every key tile of the sequence, selected in block.t. False: stopped.
+template <class Isa, class Real, class F>
+[[gnu::always_inline]] inline bool for_key_tiles(Worker<Isa, Real>& w,
+                                                 StandardBlock<Isa, Real>& block, F do_tile) {
+  for (int64_t k0 = 0, k_end = 0; k0 < block.s.seqlen_k; k0 = k_end) {
+    if (!w.keep_going()) return false;
+    k_end = block.select_keys(w, k0);
+    do_tile();
+  }
+  return true;
+}
 
 // The logits of one tile into dst, rounded to q's dtype by way of the matrix or by hand.
 template <class Isa, class Real>
@@ -100,16 +108,6 @@ inline void standard_logits(Worker<Isa, Real>& w, const Tile& t, const Real* k, 
   apply_score_mods<Isa, Real>(make_score_scale<Isa, Real>(p, false), t,
                               biased ? scratch.extra : nullptr, masked ? scratch.hide : nullptr,
                               scratch.s, cap);
-}
-
-template <class Isa, class Real>
-inline TileScratch<Real> take_tile_scratch(Worker<Isa, Real>& w, int lanes) {
-  TileScratch<Real> scratch;
-  scratch.s = w.take(w.plan.tile_n * lanes);
-  scratch.hide = w.take(w.plan.tile_n * lanes);
-  scratch.extra = w.take(w.plan.tile_n * lanes);
-  scratch.lane = w.take(2 * lanes);
-  return scratch;
 }
 
 template <class Isa, class Real>
@@ -152,68 +150,72 @@ void standard_scores_task(void* job, int64_t task, int worker, Progress& progres
   }
 }
 
-// Softmax of a strip in place: e^(s - max) and its sum, then divided.
+// Softmax in place of a strip [seqlen_k][lanes], all keys of a panel: e^(s - max) and its sum, then
+// divided. Tile by tile, so that long sums are summed in blocks as everywhere; the maximum comes
+// first and is therefore never raised. False: stopped.
 template <class Isa, class Real>
-inline void softmax_strip(Worker<Isa, Real>& w, const Tile& t, Real* s, Real* lanes_buffer,
-                          RowEnd* rows) {
+inline bool softmax_strip(Worker<Isa, Real>& w, StandardBlock<Isa, Real>& block, Real* strip,
+                          Real* lanes_buffer, RowEnd* rows) {
   using V = Vec<Isa, Real>;
+  Tile& t = block.t;
+  const int64_t lanes = t.lanes;
   Panel<Real> panel;
   panel.rows = t.rows;
   panel.lanes = t.lanes;
   panel.row_max = lanes_buffer;
-  panel.row_sum = lanes_buffer + t.lanes;
-  Real* divisor = lanes_buffer + 2 * t.lanes;
+  panel.row_sum = lanes_buffer + lanes;
+  Real* divisor = lanes_buffer + 2 * lanes;
   reset_panel<Isa, Real>(panel, 0);
   const ScoreScale<Real> scale = make_score_scale<Isa, Real>(w.problem, false);
-  // Tile by tile, so that long sums are summed in blocks as everywhere; the maximum comes first and
-  // is therefore never raised.
-  for (int i = 0; i < t.lanes; i += V::kLanes) {
-    V row_max = V::load(panel.row_max + i);
-    for (int k = 0; k < t.keys; ++k)
-      row_max = V::max(V::load(s + k * int64_t{t.lanes} + i), row_max);
-    row_max.store(panel.row_max + i);
-  }
-  for (int k0 = 0; k0 < t.keys; k0 += 64) {
-    const int keys = t.keys - k0 < 64 ? t.keys - k0 : 64;
-    online_softmax<Isa, Real>(panel, keys, 0, scale.exponent, s + k0 * int64_t{t.lanes});
-  }
+  const auto raise_maximum = [&] {
+    const Real* s = strip + t.k0 * lanes;
+    for (int i = 0; i < t.lanes; i += V::kLanes) {
+      V row_max = V::load(panel.row_max + i);
+      for (int k = 0; k < t.keys; ++k) row_max = V::max(V::load(s + k * lanes + i), row_max);
+      row_max.store(panel.row_max + i);
+    }
+  };
+  const auto weigh = [&] {
+    online_softmax<Isa, Real>(panel, t.keys, 0, scale.exponent, strip + t.k0 * lanes);
+  };
+  if (!for_key_tiles(w, block, raise_maximum) || !for_key_tiles(w, block, weigh)) return false;
   close_rows<Isa, Real>(w.problem, t.h, panel, scale, divisor, rows);
   Real* share = lanes_buffer;  // the maxima are not needed any more
   for (int i = 0; i < t.lanes; ++i) share[i] = static_cast<Real>(rows[i].share);
-  for (int k = 0; k < t.keys; ++k) {
-    for (int i = 0; i < t.lanes; i += V::kLanes) {
-      Real* cell = s + k * int64_t{t.lanes} + i;
-      (V::load(cell) / V::load(divisor + i) * V::load(share + i)).store(cell);
+  return for_key_tiles(w, block, [&] {
+    for (int k = 0; k < t.keys; ++k) {
+      for (int i = 0; i < t.lanes; i += V::kLanes) {
+        Real* cell = strip + (t.k0 + k) * lanes + i;
+        (V::load(cell) / V::load(divisor + i) * V::load(share + i)).store(cell);
+      }
     }
-  }
+  });
 }
 
 template <class Isa, class Real>
 void standard_softmax_task(void* job, int64_t task, int worker, Progress& progress) {
   Worker<Isa, Real> w(job, worker, progress);
   StandardBlock<Isa, Real> block(w, task);
-  Real* strip = w.take(w.problem.max_seqlen_k * block.t.lanes);
-  Real* lanes_buffer = w.take(3 * block.t.lanes);
+  const Slice& scores = w.plan.scores;
+  const int64_t lanes = block.t.lanes;
+  Real* strip = w.take(w.problem.max_seqlen_k * lanes);
+  Real* lanes_buffer = w.take(3 * lanes);
   RowEnd rows[kMaxPanelLanes];
+  const auto load = [&] { load_scores(w, scores, block.t, strip + block.t.k0 * lanes); };
+  const auto store = [&] { store_scores(w, scores, block.t, strip + block.t.k0 * lanes); };
   for (int64_t q0 = block.q_begin; q0 < block.q_end; q0 += block.panel_rows) {
-    if (!w.keep_going()) return;
     block.select_panel(q0);
-    block.select_all_keys();
-    load_scores<Isa, Real>(w, w.plan.scores, block.t, strip);
-    softmax_strip<Isa, Real>(w, block.t, strip, lanes_buffer, rows);
-    store_scores<Isa, Real>(w, w.plan.scores, block.t, strip);
+    if (!for_key_tiles(w, block, load) || !softmax_strip(w, block, strip, lanes_buffer, rows) ||
+        !for_key_tiles(w, block, store)) {
+      return;
+    }
     const Panel<Real> panel = {.q0 = q0, .rows = block.t.rows, .lanes = block.t.lanes};
     store_lse<Isa, Real>(w, block.t, panel, rows);
-  }
-}
-
-// p_tile *= keep, in place.
-template <class Isa, class Real>
-inline void apply_keep(const Problem& p, const Tile& t, Real* keep, Real* p_tile) {
-  using V = Vec<Isa, Real>;
-  fill_keep<Isa, Real>(p, t, keep);
-  for (int i = 0; i < t.keys * t.lanes; i += V::kLanes) {
-    (V::load(p_tile + i) * V::load(keep + i)).store(p_tile + i);
+    constexpr Real kInfinity = std::numeric_limits<Real>::infinity();
+    Real* divisor = row_cell(w, block.t, q0);
+    for (int64_t i = 0; i < lanes; ++i) {
+      divisor[i] = lanes_buffer[2 * lanes + i] == kInfinity ? kInfinity : Real{1};
+    }
   }
 }
 
@@ -268,6 +270,8 @@ void standard_output_task(void* job, int64_t task, int worker, Progress& progres
   }
   for (int n = 0; n < num_panels; ++n) {
     block.select_panel(block.q_begin + n * block.panel_rows);
+    const Panel<Real> panel = {.lanes = block.t.lanes, .acc_o = acc_o[n]};
+    divide_rows<Isa, Real>(panel, dim, row_cell(w, block.t, block.t.q0));
     store_queries<Isa, Real>(w, {p.out, block.s, block.t.h, block.t.q0, block.t.rows, dim, dim},
                              acc_o[n], block.t.lanes, scratch.lane, rows_buffer);
   }

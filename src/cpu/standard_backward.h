@@ -6,36 +6,35 @@
 
 namespace attentile::cpu {
 
-// keep * V dO^T of one tile, into dst.
+// All keys of a panel of queries, [seqlen_k][lanes].
+template <class Real>
+struct StandardStrips {
+  Real* p = nullptr;    // S, then P
+  Real* ds = nullptr;   // dP, then dS
+  Real* cap = nullptr;  // tanh(S / softcap), if there is one
+};
+
+// P of hidden pairs is 0 also where their row is NaN.
 template <class Isa, class Real>
-inline void standard_dp(Worker<Isa, Real>& w, const Tile& t, const Real* v, const Real* dout_t,
-                        Real* keep, Real* dst) {
+inline void clear_hidden(Worker<Isa, Real>& w, const Tile& t, const TileScratch<Real>& scratch,
+                         Real* tile) {
   using V = Vec<Isa, Real>;
-  const Problem& p = w.problem;
-  gemm<Isa, Real>({.a = v,
-                   .a_row = p.head_dim_v,
-                   .a_step = 1,
-                   .b = dout_t,
-                   .b_step = t.lanes,
-                   .c = dst,
-                   .c_row = t.lanes,
-                   .rows = t.keys,
-                   .cols = t.lanes,
-                   .depth = static_cast<int>(p.head_dim_v)});
-  if (!p.dropout.enabled) return;
-  fill_keep<Isa, Real>(p, t, keep);
-  const V scale = V::set1(static_cast<Real>(p.dropout.scale));
+  const V zero = V::set1(Real{0});
+  if (classify<Isa>(w.problem, t) == TileClass::kFull) return;
+  fill_hide<Isa, Real>(w, t, scratch.hide, scratch.lane);
   for (int i = 0; i < t.keys * t.lanes; i += V::kLanes) {
-    (V::load(dst + i) * (V::load(keep + i) * scale)).store(dst + i);
+    V::select_lt(V::load(scratch.hide + i), zero, zero, V::load(tile + i)).store(tile + i);
   }
 }
 
-// ds = P * (dP - delta), with delta = sum_j P dP - dlse per row; with softcap also its derivative.
+// In place, dP to dS = P * (dP - delta), with delta = sum_j P dP - dlse per row; with softcap also
+// its derivative. A pair of weight 0, hidden or not, has dS = 0 whatever dP is. False: stopped.
 template <class Isa, class Real>
-inline void standard_ds(Worker<Isa, Real>& w, const Tile& t, const Real* p_strip, const Real* cap,
-                        Real* delta, Real* ds) {
+inline bool standard_ds(Worker<Isa, Real>& w, StandardBlock<Isa, Real>& block,
+                        const StandardStrips<Real>& strips, Real* delta) {
   using V = Vec<Isa, Real>;
   const Problem& p = w.problem;
+  const Tile& t = block.t;
   const int64_t lanes = t.lanes;
   for (int i = 0; i < t.lanes; ++i) {
     const bool has_dlse = p.dlse.present && i < t.rows;
@@ -45,41 +44,34 @@ inline void standard_ds(Worker<Isa, Real>& w, const Tile& t, const Real* p_strip
   }
   const V zero = V::set1(Real{0});
   const V one = V::set1(Real{1});
-  for (int i = 0; i < t.lanes; i += V::kLanes) {
-    V row_delta = V::load(delta + i);
-    for (int k = 0; k < t.keys; ++k) {
-      const V weight = V::load(p_strip + k * lanes + i);
-      const V term = weight * V::load(ds + k * lanes + i);
-      // A hidden key has weight 0 and may have a dP that is not finite.
-      row_delta = row_delta + V::select_lt(zero, V::abs(weight), term, weight);
-    }
-    for (int k = 0; k < t.keys; ++k) {
-      const V weight = V::load(p_strip + k * lanes + i);
-      V value = weight * (V::load(ds + k * lanes + i) - row_delta);
-      if (cap != nullptr) {
-        const V tanh_s = V::load(cap + k * lanes + i);
-        value = value * (one - tanh_s * tanh_s);
+  const auto add_delta = [&] {
+    for (int i = 0; i < t.lanes; i += V::kLanes) {
+      V row_delta = V::load(delta + i);
+      for (int k = 0; k < t.keys; ++k) {
+        const int64_t at = (t.k0 + k) * lanes + i;
+        const V weight = V::load(strips.p + at);
+        row_delta =
+            row_delta + V::select_lt(zero, weight, weight * V::load(strips.ds + at), weight);
       }
-      value.store(ds + k * lanes + i);
+      row_delta.store(delta + i);
     }
-  }
-}
-
-// P and dS of hidden pairs are 0 whatever NaN their row or their value holds.
-template <class Isa, class Real>
-inline void clear_hidden(Worker<Isa, Real>& w, StandardBlock<Isa, Real>& block,
-                         const TileScratch<Real>& scratch, Real* strip) {
-  using V = Vec<Isa, Real>;
-  const V zero = V::set1(Real{0});
-  for (int64_t k0 = 0, k_end = 0; k0 < block.s.seqlen_k; k0 = k_end) {
-    k_end = block.select_keys(w, k0);
-    if (classify<Isa>(w.problem, block.t) == TileClass::kFull) continue;
-    fill_hide<Isa, Real>(w, block.t, scratch.hide, scratch.lane);
-    Real* tile = strip + k0 * block.t.lanes;
-    for (int i = 0; i < block.t.keys * block.t.lanes; i += V::kLanes) {
-      V::select_lt(V::load(scratch.hide + i), zero, zero, V::load(tile + i)).store(tile + i);
+  };
+  const auto subtract_delta = [&] {
+    for (int i = 0; i < t.lanes; i += V::kLanes) {
+      const V row_delta = V::load(delta + i);
+      for (int k = 0; k < t.keys; ++k) {
+        const int64_t at = (t.k0 + k) * lanes + i;
+        const V weight = V::load(strips.p + at);
+        V ds = weight * (V::load(strips.ds + at) - row_delta);
+        if (strips.cap != nullptr) {
+          const V tanh_s = V::load(strips.cap + at);
+          ds = ds * (one - tanh_s * tanh_s);
+        }
+        V::select_lt(zero, weight, ds, weight).store(strips.ds + at);
+      }
     }
-  }
+  };
+  return for_key_tiles(w, block, add_delta) && for_key_tiles(w, block, subtract_delta);
 }
 
 template <class Isa, class Real>
@@ -87,53 +79,56 @@ void standard_probs_task(void* job, int64_t task, int worker, Progress& progress
   Worker<Isa, Real> w(job, worker, progress);
   const Problem& p = w.problem;
   StandardBlock<Isa, Real> block(w, task);
-  const int64_t lanes = block.t.lanes;
+  Tile& t = block.t;
+  const int64_t lanes = t.lanes;
   const int dim = static_cast<int>(p.head_dim);
   const int dim_v = static_cast<int>(p.head_dim_v);
-  const int64_t kv_head = block.t.h / p.group_size;
+  const int64_t kv_head = t.h / p.group_size;
   Real* k_scratch = w.take(w.plan.tile_n * dim);
   Real* v_scratch = w.take(w.plan.tile_n * dim_v);
   Real* rows_buffer = w.take(w.plan.rows_buffer_size);
   Real* q_t = w.take(dim * lanes);
   Real* dout_t = w.take(dim_v * lanes);
   Real* lanes_buffer = w.take(3 * lanes);
-  const TileScratch<Real> scratch = take_tile_scratch<Isa, Real>(w, block.t.lanes);
-  Real* p_strip = w.take(p.max_seqlen_k * lanes);
-  Real* ds_strip = w.take(p.max_seqlen_k * lanes);
-  Real* cap_strip = p.softcap > 0 ? w.take(p.max_seqlen_k * lanes) : nullptr;
+  const TileScratch<Real> scratch = take_tile_scratch<Isa, Real>(w, t.lanes);
+  StandardStrips<Real> strips;
+  strips.p = w.take(p.max_seqlen_k * lanes);
+  strips.ds = w.take(p.max_seqlen_k * lanes);
+  strips.cap = p.softcap > 0 ? w.take(p.max_seqlen_k * lanes) : nullptr;
   RowEnd rows[kMaxPanelLanes];
+
+  const auto compute_tile = [&] {  // rounded as the matrices of S and dP would be
+    const KeyRange keys = {t.k0, t.k0 + t.keys};
+    const int64_t at = t.k0 * lanes;
+    load_keys<Isa, Real>(w, {p.k, block.s, t.b, kv_head, keys, dim, dim}, k_scratch);
+    load_keys<Isa, Real>(w, {p.v, block.s, t.b, kv_head, keys, dim_v, dim_v}, v_scratch);
+    standard_logits<Isa, Real>(w, t, k_scratch, q_t, scratch,
+                               strips.cap == nullptr ? nullptr : strips.cap + at);
+    copy_lanes<Isa, Real>(scratch.s, strips.p + at, t.keys * lanes);
+    dp_tile<Isa, Real>(w, t, {v_scratch, dim_v, dout_t}, scratch.extra, strips.ds + at);
+    round_values<Isa, Real>(p.dtype, strips.p + at, t.keys * lanes);
+    round_values<Isa, Real>(p.dtype, strips.ds + at, t.keys * lanes);
+    kernel_progress(progress, static_cast<double>(t.rows) * t.keys);
+  };
+  const auto store_probs = [&] {
+    Real* tile = strips.p + t.k0 * lanes;
+    clear_hidden<Isa, Real>(w, t, scratch, tile);
+    store_scores(w, w.plan.scores, t, tile);
+    round_values<Isa, Real>(p.dtype, tile, t.keys * lanes);
+  };
+  const auto store_ds = [&] { store_scores(w, w.plan.gradients, t, strips.ds + t.k0 * lanes); };
   for (int64_t q0 = block.q_begin; q0 < block.q_end; q0 += block.panel_rows) {
     block.select_panel(q0);
-    Panel<Real> panel = {.q0 = q0, .rows = block.t.rows, .lanes = block.t.lanes, .q_t = q_t};
-    load_panel_queries<Isa, Real>(w, block.s, block.t.h, panel, rows_buffer);
-    load_queries<Isa, Real>(w, {p.dout, block.s, block.t.h, q0, block.t.rows, dim_v, dim_v},
-                            rows_buffer);
-    transpose_to_lanes<Isa, Real>(rows_buffer, dim_v, block.t.rows, dim_v, block.t.lanes, dout_t);
-    for (int64_t k0 = 0, k_end = 0; k0 < block.s.seqlen_k; k0 = k_end) {
-      if (!w.keep_going()) return;
-      k_end = block.select_keys(w, k0);
-      load_keys<Isa, Real>(w, {p.k, block.s, block.t.b, kv_head, {k0, k_end}, dim, dim}, k_scratch);
-      load_keys<Isa, Real>(w, {p.v, block.s, block.t.b, kv_head, {k0, k_end}, dim_v, dim_v},
-                           v_scratch);
-      Real* cap = cap_strip == nullptr ? nullptr : cap_strip + k0 * lanes;
-      standard_logits<Isa, Real>(w, block.t, k_scratch, q_t, scratch, cap);
-      copy_lanes<Isa, Real>(scratch.s, p_strip + k0 * lanes, block.t.keys * lanes);
-      standard_dp<Isa, Real>(w, block.t, v_scratch, dout_t, scratch.extra, ds_strip + k0 * lanes);
-      kernel_progress(progress, static_cast<double>(block.t.rows) * block.t.keys);
+    Panel<Real> panel = {.q0 = q0, .rows = t.rows, .lanes = t.lanes, .q_t = q_t};
+    load_panel_queries<Isa, Real>(w, block.s, t.h, panel, rows_buffer);
+    load_queries<Isa, Real>(w, {p.dout, block.s, t.h, q0, t.rows, dim_v, dim_v}, rows_buffer);
+    transpose_to_lanes<Isa, Real>(rows_buffer, dim_v, t.rows, dim_v, t.lanes, dout_t);
+    if (!for_key_tiles(w, block, compute_tile) ||
+        !softmax_strip(w, block, strips.p, lanes_buffer, rows) ||
+        !for_key_tiles(w, block, store_probs) || !standard_ds(w, block, strips, lanes_buffer) ||
+        !for_key_tiles(w, block, store_ds)) {
+      return;
     }
-    block.select_all_keys();
-    const int64_t count = block.s.seqlen_k * lanes;
-    round_values<Isa, Real>(p.dtype, p_strip, count);
-    round_values<Isa, Real>(p.dtype, ds_strip, count);
-    softmax_strip<Isa, Real>(w, block.t, p_strip, lanes_buffer, rows);
-    clear_hidden<Isa, Real>(w, block, scratch, p_strip);
-    block.select_all_keys();
-    store_scores<Isa, Real>(w, w.plan.scores, block.t, p_strip);
-    round_values<Isa, Real>(p.dtype, p_strip, count);
-    standard_ds<Isa, Real>(w, block.t, p_strip, cap_strip, lanes_buffer, ds_strip);
-    clear_hidden<Isa, Real>(w, block, scratch, ds_strip);
-    block.select_all_keys();
-    store_scores<Isa, Real>(w, w.plan.gradients, block.t, ds_strip);
   }
 }
 
@@ -178,32 +173,11 @@ void standard_dkdv_task(void* job, int64_t task, int worker, Progress& progress)
         load_scores<Isa, Real>(w, plan.scores, t, r.p);
         load_scores<Isa, Real>(w, plan.gradients, t, r.ds);
         if (p.dropout.enabled) apply_keep<Isa, Real>(p, t, r.extra, r.p);
-        if (nonfinite_q || nonfinite_dout) fill_hide<Isa, Real>(w, t, r.hide, r.lane);
-        const GemmTile<Real> dv = {.a = r.p,
-                                   .a_row = t.lanes,
-                                   .a_step = 1,
-                                   .b = r.dout,
-                                   .b_step = plan.padded_dim_v,
-                                   .c = r.dv + row * plan.padded_dim_v,
-                                   .c_row = plan.padded_dim_v,
-                                   .rows = t.keys,
-                                   .cols = plan.padded_dim_v,
-                                   .depth = t.rows,
-                                   .accumulate = true};
-        const GemmTile<Real> dk = {.a = r.ds,
-                                   .a_row = t.lanes,
-                                   .a_step = 1,
-                                   .b = r.q,
-                                   .b_step = plan.padded_dim,
-                                   .c = r.dk + row * plan.padded_dim,
-                                   .c_row = plan.padded_dim,
-                                   .rows = t.keys,
-                                   .cols = plan.padded_dim,
-                                   .depth = t.rows,
-                                   .accumulate = true};
-        nonfinite_dout ? accumulate_visible_keys<Isa, Real>(dv, r.hide, t.lanes)
-                       : gemm<Isa, Real>(dv);
-        nonfinite_q ? accumulate_visible_keys<Isa, Real>(dk, r.hide, t.lanes) : gemm<Isa, Real>(dk);
+        if (nonfinite_q || nonfinite_dout) {
+          fill_hide<Isa, Real>(w, t, r.hide, r.lane);
+          hide_dead_rows<Isa, Real>(p, t, r.hide);
+        }
+        accumulate_dk_dv<Isa, Real>(w, t, row, {nonfinite_q, nonfinite_dout}, r);
         kernel_progress(progress, static_cast<double>(t.rows) * t.keys);
       }
     }
@@ -247,6 +221,7 @@ void standard_dq_task(void* job, int64_t task, int worker, Progress& progress) {
                                       .accumulate = true};
       if (has_nonfinite<Isa, Real>(k_scratch, block.t.keys, dim, dim)) {
         fill_hide<Isa, Real>(w, block.t, scratch.hide, scratch.lane);
+        hide_dead_rows<Isa, Real>(p, block.t, scratch.hide);
         accumulate_visible<Isa, Real>(product, scratch.hide);
       } else {
         gemm<Isa, Real>(product);

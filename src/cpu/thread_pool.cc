@@ -3,10 +3,13 @@
 // with pthread_create because it reports failure by a value and takes no C++ allocation.
 #include "cpu/thread_pool.h"
 
+#include <sched.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
+#include <cstring>
 #include <new>
 
 #include "cpu/executor.h"
@@ -54,6 +57,17 @@ class BlockSignals {
  private:
   sigset_t before_;
 };
+
+#if defined(__linux__)
+// A thread inherits the cores of whoever started it, and that one may be pinned to a few while the
+// pool serves the whole process.
+void use_cores_of_process() {
+  cpu_set_t own[64], process[64];  // as in usable_cores()
+  if (sched_getaffinity(0, sizeof own, own) != 0) return;
+  if (sched_getaffinity(getpid(), sizeof process, process) != 0) return;
+  if (std::memcmp(own, process, sizeof own) != 0) sched_setaffinity(0, sizeof process, process);
+}
+#endif
 
 }  // namespace
 
@@ -164,6 +178,7 @@ void* ThreadPool::thread_main(void* thread_data) {
   Thread* thread = static_cast<Thread*>(thread_data);
 #if defined(__linux__)
   pthread_setname_np(pthread_self(), "attentile");
+  use_cores_of_process();
 #endif
   thread->pool->work(*thread);
   return nullptr;

@@ -3,6 +3,7 @@
 // (one row backward); passes.h runs them over all rows.
 #include "reference/attention.h"
 
+#include <limits>
 #include <new>
 
 #include "memory.h"
@@ -14,6 +15,18 @@ namespace {
 Status out_of_memory() {
   return make_status(StatusCode::kOutOfMemory,
                      "workspace: memory for algorithm reference could not be allocated");
+}
+
+// Sizes saturate, as in cpu/plan.cc.
+int64_t saturate(__int128 value) {
+  constexpr int64_t kMax = std::numeric_limits<int64_t>::max() / 4;
+  return value > kMax ? kMax : static_cast<int64_t>(value);
+}
+int64_t product(int64_t a, int64_t b) {
+  return saturate(static_cast<__int128>(a) * b);
+}
+int64_t sum(int64_t a, int64_t b) {
+  return saturate(static_cast<__int128>(a) + b);
 }
 
 Results outputs_of(const Problem& problem) {
@@ -106,13 +119,15 @@ int64_t workspace_bytes(const Problem& p, const ExecutionContext& context) {
   const int64_t per_key = kReal * (copies * (p.head_dim + p.head_dim_v) + lists) + 1;
   const int64_t per_column = kReal * copies * (p.head_dim + p.head_dim_v);  // q, out, dq, dout
   int64_t slab = 0;
-  if (p.dbias.present) {
+  if (p.backward && p.dbias.present) {
     const int64_t heads = p.dbias_shape[1] == 1 ? 1 : p.group_size;
-    slab = kReal * heads * p.dbias_shape[2] * p.dbias_shape[3];
+    slab = product(product(kReal * heads, p.dbias_shape[2]), p.dbias_shape[3]);
   }
-  const int64_t shared = kReal * (p.backward ? p.batch * p.num_heads_q : p.batch + 1);
+  int64_t shared = kReal * (p.batch + 1);  // the first tasks; backward: sums for dsink
+  if (p.backward) shared = p.dsink.present ? product(2 * kReal * p.num_heads_q, p.batch) : 0;
   const int workers = p.backward ? backward_workers(p, context) : forward_workers(p, context);
-  return workers * (longest_seqlen_k(p) * per_key + per_column + slab) + shared;
+  const int64_t own = sum(sum(product(longest_seqlen_k(p), per_key), per_column), slab);
+  return sum(product(workers, own), shared);
 }
 
 Status compute_exact(const Problem& problem, const ExecutionContext& context, ExactResult* result) {

@@ -17,12 +17,17 @@ namespace attentile::reference {
 // The part of dbias that one task owns: [heads or 1][queries or 1][keys or 1], 1 where summed.
 template <class Real>
 struct DenseBias {
-  void resize(const int64_t (&shape)[4], int64_t heads, bool with_conditions) {
+  // All zeros. False: stopped.
+  bool resize(const int64_t (&shape)[4], int64_t heads, bool with_conditions, const Watch& watch) {
     num_heads = shape[1] == 1 ? 1 : heads;
     num_rows = shape[2];
     num_columns = shape[3];
-    value.resize(static_cast<size_t>(num_heads * num_rows * num_columns));
-    if (with_conditions) condition.resize(value.size());
+    const int64_t size = num_heads * num_rows * num_columns;
+    value.resize(static_cast<size_t>(size));
+    if (!clear_list(&value, size, watch)) return false;
+    if (!with_conditions) return true;
+    condition.resize(value.size());
+    return clear_list(&condition, size, watch);
   }
   size_t index(int64_t h, int64_t i, int64_t j) const {
     const int64_t head = num_heads == 1 ? 0 : h - first_head;
@@ -31,8 +36,8 @@ struct DenseBias {
   }
 
   int64_t first_head = 0, num_heads = 0, num_rows = 0, num_columns = 0;
-  std::vector<Real> value;
-  std::vector<double> condition;
+  List<Real> value;
+  List<double> condition;
 };
 
 template <class Real>
@@ -52,11 +57,12 @@ struct GradientRow {
   }
 
   bool enter_head(int64_t b, int64_t kv_head, const Watch& watch) {
-    std::fill(dk.begin(), dk.end(), Real{0});
-    std::fill(dv.begin(), dv.end(), Real{0});
-    std::fill(dk_condition.begin(), dk_condition.end(), 0.0);
-    std::fill(dv_condition.begin(), dv_condition.end(), 0.0);
-    return row.enter_head(b, kv_head, watch);
+    if (!row.enter_head(b, kv_head, watch)) return false;
+    const int64_t size_k = row.s.seqlen_k * row.problem.head_dim;
+    const int64_t size_v = row.s.seqlen_k * row.problem.head_dim_v;
+    if (!clear_list(&dk, size_k, watch) || !clear_list(&dv, size_v, watch)) return false;
+    if (!row.with_conditions) return true;
+    return clear_list(&dk_condition, size_k, watch) && clear_list(&dv_condition, size_v, watch);
   }
 
   // Computes dq and dsink of this query; adds to dk, dv and dbias. False: stopped.
@@ -83,13 +89,14 @@ struct GradientRow {
   }
 
   AttentionRow<Real> row;
-  std::vector<Real> dout;    // [head_dim_v]
-  std::vector<Real> dq;      // [head_dim]
-  std::vector<Real> dk, dv;  // [seqlen_k][head_dim], [seqlen_k][head_dim_v]: sums over queries
-  std::vector<Real> ds;      // like row.keys
+  std::vector<Real> dout;  // [head_dim_v]
+  std::vector<Real> dq;    // [head_dim]
+  List<Real> dk, dv;       // [seqlen_k][head_dim], [seqlen_k][head_dim_v]: sums over queries
+  std::vector<Real> ds;    // like row.keys
   Real dlse = 0;
   Real dsink = 0;
-  std::vector<double> dq_condition, dk_condition, dv_condition, ds_condition;
+  std::vector<double> dq_condition, ds_condition;
+  List<double> dk_condition, dv_condition;
   double dsink_condition = 0;
   bool tainted = false;  // a NaN or infinity may reach everything this row touches
 

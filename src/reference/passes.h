@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <new>
 #include <vector>
 
 #include "cpu/executor.h"
@@ -27,6 +28,13 @@ struct PassSettings {
 
 inline constexpr int64_t kRowBlock = 64;
 
+// Throws std::bad_alloc where the lists of a call are longer than any address space; so their sizes
+// can be multiplied without a check.
+inline void require_memory(const Problem& problem, const ExecutionContext& context) {
+  constexpr int64_t kMaxBytes = int64_t{1} << 47;
+  if (workspace_bytes(problem, context) > kMaxBytes) throw std::bad_alloc();
+}
+
 // Stores n elements along the last axis.
 template <class Real>
 void store_row(const Array4& array, const int64_t (&at)[3], const Real* row, int64_t n) {
@@ -38,14 +46,14 @@ void store_row(const Array4& array, const int64_t (&at)[3], const Real* row, int
 template <class Real>
 struct ForwardJob {
   ForwardJob(const Problem& p, const PassSettings& with, int workers) : problem(p), settings(with) {
-    rows.reserve(static_cast<size_t>(workers));
-    for (int w = 0; w < workers; ++w) rows.emplace_back(p, with.rounding, with.with_conditions);
     first_task.reserve(static_cast<size_t>(p.batch) + 1);
     first_task.push_back(0);
     for (int64_t b = 0; b < p.batch; ++b) {
       const int64_t blocks = ceil_div(p.sequence(b).seqlen_q, kRowBlock);
       first_task.push_back(first_task.back() + blocks * p.num_heads_q);
     }
+    rows.reserve(static_cast<size_t>(workers));
+    for (int w = 0; w < workers; ++w) rows.emplace_back(p, with.rounding, with.with_conditions);
   }
 
   static void run(void* job, int64_t task, int worker, cpu::Progress& progress) {
@@ -92,6 +100,8 @@ inline int forward_workers(const Problem& problem, const ExecutionContext& conte
 template <class Real>
 Status forward_pass(const Problem& problem, const PassSettings& settings,
                     const ExecutionContext& context) {
+  if (total_rows(problem) == 0) return {};
+  require_memory(problem, context);
   cpu::Progress progress(context, total_rows(problem));
   const int workers = forward_workers(problem, context);
   ForwardJob<Real> job(problem, settings, workers);
@@ -128,8 +138,8 @@ struct BackwardJob {
     const int64_t first_kv = task % tasks_per_batch * heads_per_task;
     DenseBias<Real> slab;
     if (problem.dbias.present) {
-      slab.resize(problem.dbias_shape, heads_per_task * problem.group_size,
-                  settings.with_conditions);
+      const int64_t heads = heads_per_task * problem.group_size;
+      if (!slab.resize(problem.dbias_shape, heads, settings.with_conditions, watch)) return;
       slab.first_head = first_kv * problem.group_size;
     }
     for (int64_t b = first_b; b < first_b + batches_per_task; ++b) {
@@ -137,7 +147,7 @@ struct BackwardJob {
         if (!run_head(b, kv_head, &slab, watch)) return;
       }
     }
-    if (problem.dbias.present) store_slab(slab, first_b);
+    if (problem.dbias.present) store_slab(slab, first_b, watch);
   }
 
   // Every query of every head that reads this KV head. False: stopped.
@@ -148,7 +158,7 @@ struct BackwardJob {
     for (int64_t g = 0; g < problem.group_size; ++g) {
       const int64_t h = kv_head * problem.group_size + g;
       for (int64_t i = 0; i < s.seqlen_q; ++i) {
-        if (!row.enter_row(h, i, slab, watch)) return false;
+        if (!watch.keep_going(i) || !row.enter_row(h, i, slab, watch)) return false;
         const int64_t at[3] = {s.batch_q, s.row_q + i, h};
         store_row(settings.values.dq, at, row.dq.data(), problem.head_dim);
         if (settings.with_conditions) {
@@ -162,30 +172,34 @@ struct BackwardJob {
         watch.progress->add(1);
       }
     }
-    store_keys(settings.values.dk, s, kv_head, row.dk.data(), problem.head_dim);
-    store_keys(settings.values.dv, s, kv_head, row.dv.data(), problem.head_dim_v);
-    if (settings.with_conditions) {
-      store_keys(settings.conditions.dk, s, kv_head, row.dk_condition.data(), problem.head_dim);
-      store_keys(settings.conditions.dv, s, kv_head, row.dv_condition.data(), problem.head_dim_v);
+    return store_keys(row, kv_head, watch);
+  }
+
+  // Row by row; those beyond the used length are written as 0. False: stopped.
+  bool store_keys(const GradientRow<Real>& row, int64_t kv_head, const Watch& watch) {
+    const Sequence& s = row.row.s;
+    for (int64_t j = 0; j < s.seqlen_k_given; ++j) {
+      if (!watch.keep_going(j)) return false;
+      const int64_t at[3] = {s.batch_k, s.row_k + j, kv_head};
+      const auto put = [&](const Array4& array, const auto& rows_of_j, int64_t n) {
+        for (int64_t c = 0; c < n; ++c) {
+          const double value = j < s.seqlen_k ? static_cast<double>(rows_of_j[j * n + c]) : 0.0;
+          store(array, {at[0], at[1], at[2], c}, value);
+        }
+      };
+      put(settings.values.dk, row.dk, problem.head_dim);
+      put(settings.values.dv, row.dv, problem.head_dim_v);
+      if (!settings.with_conditions) continue;
+      put(settings.conditions.dk, row.dk_condition, problem.head_dim);
+      put(settings.conditions.dv, row.dv_condition, problem.head_dim_v);
     }
     return true;
   }
 
-  // Rows beyond the used length are written as 0.
-  template <class Value>
-  void store_keys(const Array4& array, const Sequence& s, int64_t kv_head, const Value* rows_of_j,
-                  int64_t n) {
-    for (int64_t j = 0; j < s.seqlen_k_given; ++j) {
-      for (int64_t c = 0; c < n; ++c) {
-        const double value = j < s.seqlen_k ? static_cast<double>(rows_of_j[j * n + c]) : 0.0;
-        store(array, {s.batch_k, s.row_k + j, kv_head, c}, value);
-      }
-    }
-  }
-
-  void store_slab(const DenseBias<Real>& slab, int64_t first_b) {
+  void store_slab(const DenseBias<Real>& slab, int64_t first_b, const Watch& watch) {
     const int64_t b = problem.dbias_shape[0] == 1 ? 0 : first_b;
     for (int64_t at = 0; at < static_cast<int64_t>(slab.value.size()); ++at) {
+      if (!watch.keep_going(at)) return;
       const int64_t columns = problem.dbias_shape[3];
       const int64_t plane = problem.dbias_shape[2] * columns;
       const int64_t h = problem.dbias_shape[1] == 1 ? 0 : slab.first_head + at / plane;
@@ -218,11 +232,14 @@ struct BackwardJob {
 };
 
 // A dbias that no task reaches (no sequences, no heads) is 0.
-inline void clear(const Array4& array, const int64_t (&shape)[4]) {
+inline void clear(const Array4& array, const int64_t (&shape)[4], const Watch& watch) {
   for (int64_t a = 0; a < shape[0]; ++a) {
     for (int64_t b = 0; b < shape[1]; ++b) {
       for (int64_t c = 0; c < shape[2]; ++c) {
-        for (int64_t d = 0; d < shape[3]; ++d) store(array, {a, b, c, d}, 0.0);
+        for (int64_t d = 0; d < shape[3]; ++d) {
+          if (!watch.keep_going(c * shape[3] + d)) return;
+          store(array, {a, b, c, d}, 0.0);
+        }
       }
     }
   }
@@ -236,12 +253,14 @@ inline int backward_workers(const Problem& problem, const ExecutionContext& cont
 template <class Real>
 Status backward_pass(const Problem& problem, const PassSettings& settings,
                      const ExecutionContext& context) {
+  require_memory(problem, context);
   cpu::Progress progress(context, total_rows(problem));
   const int workers = backward_workers(problem, context);
   BackwardJob<Real> job(problem, settings, workers);
   if (problem.dbias.present && job.num_tasks() == 0) {
-    clear(settings.values.dbias, problem.dbias_shape);
-    if (settings.with_conditions) clear(settings.conditions.dbias, problem.dbias_shape);
+    const Watch watch = {&progress, 0};
+    clear(settings.values.dbias, problem.dbias_shape, watch);
+    if (settings.with_conditions) clear(settings.conditions.dbias, problem.dbias_shape, watch);
   }
   Status status =
       cpu::parallel_for(context, workers, job.num_tasks(), &BackwardJob<Real>::run, &job, progress);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Standard attention in the same precision: the yardstick of the accuracy rule (contract section
 // 6). Plain loops with float32 accumulation; S, P, dP, dS and the results rounded to q's dtype. It
-// is the definition of row.h in other arithmetic. For float64 problems it equals the oracle,
-// rounded.
+// is the definition of row.h in other arithmetic. float64 problems are computed in float64, where
+// the oracle has long double.
 #pragma once
 
 #include "reference/attention.h"

@@ -2,8 +2,10 @@
 // One row of attention by the definition: the keys that query i of head h sees, their logits, and
 // the softmax over them in two passes (maximum, then sum).
 //
-//     S_j  = softmax_scale * q . k_j;  softcap * tanh(S_j / softcap);  + bias - slope *
-//     |i+offset-j| lse  = log(sum_j exp(S_j) [+ exp(sink)]) P_j  = exp(S_j - lse)
+//     S_j = softmax_scale * q . k_j;  softcap * tanh(S_j / softcap);
+//           + bias - slope * |i + offset - j|
+//     lse = log(sum_j exp(S_j) [+ exp(sink)])
+//     P_j = exp(S_j - lse)
 //
 // Hidden keys are not in the list at all, so nothing they hold can reach a sum. Real is the type of
 // the arithmetic. S and P are rounded to `rounding` after they are computed: kFloat64 (no rounding)
@@ -16,6 +18,8 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <memory>
+#include <new>
 #include <vector>
 
 #include "cpu/executor.h"
@@ -33,6 +37,33 @@ struct Watch {
   int worker = 0;
   bool keep_going(int64_t step) const { return step % 256 != 0 || progress->keep_going(worker); }
 };
+
+// A list whose new elements are not set: they are written, under a watch, before they are read. So
+// making a long one takes no time.
+template <class T>
+struct Unset : std::allocator<T> {
+  template <class U>
+  struct rebind {
+    using other = Unset<U>;
+  };
+  template <class U>
+  void construct(U* at) {
+    ::new (static_cast<void*>(at)) U;
+  }
+};
+template <class T>
+using List = std::vector<T, Unset<T>>;
+
+// Sets the first n elements to 0. False: stopped.
+template <class T>
+bool clear_list(List<T>* list, int64_t n, const Watch& watch) {
+  constexpr int64_t kStep = 4096;
+  for (int64_t begin = 0; begin < n; begin += kStep) {
+    if (!watch.progress->keep_going(watch.worker)) return false;
+    std::fill_n(list->data() + begin, min64(kStep, n - begin), T{0});
+  }
+  return true;
+}
 
 inline double load(const Array4& array, int64_t a, int64_t b, int64_t c, int64_t d) {
   return load_as_double(array.at(a, b, c, d), array.dtype, 0);
@@ -155,7 +186,7 @@ struct AttentionRow {
     i = query;
     finite =
         load_row(problem.q.at(s.batch_q, s.row_q + i, h, 0), problem.q, problem.head_dim, q.data());
-    find_visible_keys();
+    if (!find_visible_keys(watch)) return false;
     for (size_t n = 0; n < keys.size(); ++n) {
       if (!watch.keep_going(static_cast<int64_t>(n))) return false;
       weight[n] = logit(n);
@@ -192,7 +223,7 @@ struct AttentionRow {
 
   int64_t b = 0, kv_head = 0, h = 0, i = 0;
   Sequence s;
-  std::vector<Real> k, v;           // [seqlen_k][head_dim], [seqlen_k][head_dim_v]
+  List<Real> k, v;                  // [seqlen_k][head_dim], [seqlen_k][head_dim_v]
   std::vector<uint8_t> finite_key;  // [seqlen_k]: no NaN or infinity in k and v
 
   std::vector<Real> q;          // [head_dim]
@@ -207,17 +238,16 @@ struct AttentionRow {
 
   std::vector<Real> out;  // [head_dim_v]
 
-  // Conditions: P, see
-  // weigh_magnitudes.
-  std::vector<double> magnitude;
+  std::vector<double> magnitude;  // conditions of P: see weigh_magnitudes
   std::vector<double> out_condition;
   double sink_magnitude = 0;
   double lse_condition = 0;
 
  private:
-  void find_visible_keys() {
+  bool find_visible_keys(const Watch& watch) {
     keys.clear();
     for (int64_t j = s.band.lo(i); j < s.band.hi(i); ++j) {
+      if (!watch.keep_going(j)) return false;
       if (problem.mask.present && load(problem.mask, b, h, i, j) == 0) continue;
       if (problem.block_mask.present &&
           load(problem.block_mask, h, i / problem.block_size_q, j / problem.block_size_k, 0) == 0) {
@@ -225,6 +255,7 @@ struct AttentionRow {
       }
       keys.push_back(j);
     }
+    return true;
   }
 
   Real logit(size_t n) {
@@ -237,8 +268,12 @@ struct AttentionRow {
           std::fabs(problem.softmax_scale) * dot_of_magnitudes(q.data(), key, problem.head_dim);
     }
     if (problem.softcap > 0) {
-      tanh_term[n] = std::tanh(x / static_cast<Real>(problem.softcap));
-      x = static_cast<Real>(problem.softcap) * tanh_term[n];
+      // Beyond these ends a cap is none, or hides all there is to see, in float.
+      const bool narrow = sizeof(Real) == sizeof(float);
+      const Real cap =
+          static_cast<Real>(narrow ? std::clamp(problem.softcap, 1e-30, 1e34) : problem.softcap);
+      tanh_term[n] = std::tanh(x / cap);
+      x = cap * tanh_term[n];
     }
     if (problem.bias.present) add_term(n, static_cast<Real>(load(problem.bias, b, h, i, j)), &x);
     if (problem.alibi_slopes.present) {
@@ -286,9 +321,9 @@ struct AttentionRow {
     sink_weight /= row_sum;
   }
 
-  // magnitude: from the sum of |terms| of each logit to that of its weight. float64 has no wider
-  // type to hide the rounding of its logits in, so there P_j also carries how far an error of the
-  // logits moves it: P_j (1 + (1 - P_j) A_j + sum over the others of P_l A_l). docs/decisions/0006.
+  // magnitude: from the sum of |terms| of each logit to that of its weight. Results as precise as
+  // the logits show the rounding of those: P_j also carries how far an error of the logits moves
+  // it, P_j (1 + a ((1 - P_j) A_j + sum over the others of P_l A_l)). docs/decisions/0006 and 0009.
   void weigh_magnitudes() {
     lse_condition = 0;
     sink_magnitude = 0;
@@ -301,7 +336,9 @@ struct AttentionRow {
       mean += static_cast<double>(weight[n]) * magnitude[n];
     }
     lse_condition = 1 + mean;
-    const double amplify = problem.dtype == DType::kFloat64 ? 1 : 0;
+    const double amplify = problem.dtype == DType::kFloat64   ? 1
+                           : problem.dtype == DType::kFloat32 ? 0.25  // one unit for each of A
+                                                              : 0;
     const auto weigh = [&](double p, double terms) {
       return p * (1 + amplify * ((1 - p) * terms + std::max(0.0, mean - p * terms)));
     };

@@ -269,6 +269,25 @@ TEST(Accuracy, ExactTierWantsEveryBit) {
   EXPECT_FALSE(check_forward(p, exact, exact, options)[1].passed);
 }
 
+TEST(Accuracy, ExactTierWantsEveryBitOfDv) {
+  TestProblem test({1, 4, 4, 1, 1, 1, 3});
+  Random random(2);
+  test.fill(&random);
+  Problem& p = test.problem;
+  p.dtype = DType::kFloat32;
+  for (double& x : test.q) x = 0;  // equal weights, a power of two in number
+  for (double& x : test.dout) x = static_cast<double>(random.integer(-8, 8));
+  const ExactResult exact = test.exact();
+  std::vector<float> dv(exact.dv.value.begin(), exact.dv.value.end());
+  p.dv = array4(dv.data(), DType::kFloat32, 12, 3, 3, 1);
+  const AccuracyOptions options = {.tier = Tier::kExact};
+  ASSERT_EQ(check_backward(p, exact, exact, options).size(), 1u);
+  EXPECT_TRUE(all_pass(check_backward(p, exact, exact, options)));
+  dv[4] = std::nextafter(dv[4], 100.0f);
+  EXPECT_FALSE(check_backward(p, exact, exact, options)[0].passed);
+  EXPECT_TRUE(check_backward(p, exact, exact, {})[0].passed);
+}
+
 TEST(Accuracy, CeilingHoldsOnNormalInputs) {
   Judged judged(DType::kBFloat16);
   // A yardstick that is far off would allow anything; the ceiling does not.

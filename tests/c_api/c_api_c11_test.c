@@ -97,16 +97,16 @@ const char* c11_initialisers(void) {
   attentile_context context;
   attentile_plan_info plan;
   attentile_partial_state state;
-  attentile_tensor_init(&tensor);
-  attentile_inputs_init(&inputs);
-  attentile_outputs_init(&outputs);
-  attentile_gradients_init(&gradients);
-  attentile_options_init(&options);
-  attentile_executor_init(&executor);
-  attentile_traffic_init(&traffic);
-  attentile_context_init(&context);
-  attentile_plan_info_init(&plan);
-  attentile_partial_state_init(&state);
+  attentile_tensor_init(&tensor, sizeof tensor);
+  attentile_inputs_init(&inputs, sizeof inputs);
+  attentile_outputs_init(&outputs, sizeof outputs);
+  attentile_gradients_init(&gradients, sizeof gradients);
+  attentile_options_init(&options, sizeof options);
+  attentile_executor_init(&executor, sizeof executor);
+  attentile_traffic_init(&traffic, sizeof traffic);
+  attentile_context_init(&context, sizeof context);
+  attentile_plan_info_init(&plan, sizeof plan);
+  attentile_partial_state_init(&state, sizeof state);
   CHECK(tensor.struct_size == sizeof tensor && tensor.data == NULL);
   CHECK(inputs.struct_size == sizeof inputs && inputs.block_mask == NULL);
   CHECK(outputs.struct_size == sizeof outputs && outputs.keep == NULL);
@@ -118,7 +118,7 @@ const char* c11_initialisers(void) {
   CHECK(context.struct_size == sizeof context && context.stream == NULL);
   CHECK(plan.struct_size == sizeof plan && plan.notes == NULL);
   CHECK(state.struct_size == sizeof state && state.lse == NULL);
-  attentile_options_init(NULL);
+  attentile_options_init(NULL, sizeof options);
   return NULL;
 }
 

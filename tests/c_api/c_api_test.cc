@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 #include <thread>
@@ -222,9 +223,38 @@ TEST_F(CApiCall, ExecutorAndPollArePassedOn) {
     return 0;
   };
   context.executor = &executor;
+  context.num_threads = 3;  // also where the machine has fewer
   EXPECT_EQ(forward(), ATTENTILE_OK) << attentile_last_error();
   for (std::thread& thread : counts.threads) thread.join();
+  EXPECT_GE(counts.submitted, 1);  // the first helper may leave no work to the second
   EXPECT_LE(counts.submitted, 2);
+}
+
+// Without dropout everything is kept, and that is written.
+TEST_F(CApiCall, KeepWithoutDropoutIsAllOnes) {
+  std::vector<uint8_t> cells(static_cast<size_t>(kBatch * kHeads * kRows * kRows), 9);
+  attentile_tensor keep = ATTENTILE_TENSOR_INIT;
+  keep.data = cells.data();
+  keep.dtype = ATTENTILE_UINT8;
+  keep.rank = 4;
+  const int64_t shape[] = {kBatch, kHeads, kRows, kRows};
+  const int64_t stride[] = {kHeads * kRows * kRows, kRows * kRows, kRows, 1};
+  std::memcpy(keep.shape, shape, sizeof shape);
+  std::memcpy(keep.stride, stride, sizeof stride);
+  outputs.keep = &keep;
+  ASSERT_EQ(forward(), ATTENTILE_OK) << attentile_last_error();
+  EXPECT_EQ(std::count(cells.begin(), cells.end(), 1), static_cast<int64_t>(cells.size()));
+}
+
+TEST(CApi, IsasWithinTheCapacity) {
+  int32_t isas[3] = {-5, -5, -5};
+  const int32_t count = attentile_available_isas(isas, 1);
+  EXPECT_GE(count, 1);
+  EXPECT_NE(isas[0], -5);
+  EXPECT_EQ(isas[1], -5);
+  EXPECT_EQ(attentile_available_isas(&isas[1], 0), count);
+  EXPECT_EQ(isas[1], -5);
+  static_assert(noexcept(attentile::available_isas()), "no exception crosses the C interface");
 }
 
 }  // namespace

@@ -7,6 +7,10 @@
 namespace attentile::cli_test {
 namespace {
 
+#define EXPLAIN_REFUSES(tensor, file) \
+  tensor ": in {dir}/" file           \
+         ".safetensors, but explain shows scale, softcap, causal, window and lengths only"
+
 const BadRequest kRequests[] = {
     {"UnknownCommand", "atend",
      "COMMAND: 'atend', expected attend, info, plan, verify, bench, compare, report or explain"},
@@ -28,10 +32,18 @@ const BadRequest kRequests[] = {
      "q: num_heads_q is 5, but it must be a multiple of num_heads_kv, which is 2"},
     {"PlanGpu", "plan --shape 1,4,4,1,1,8 --device h100",
      "--device: 'h100', expected cpu, the only device of this build"},
+    {"PlanBlockSizeWithoutMask", "plan --shape 1,4,4,1,1,8 --block-size 2,3",
+     "--block-size: 2,3 was given without block_mask, expected both"},
     {"PlanHuge", "plan --shape 1099511627776,1099511627776,4,1,1,8",
      "--shape: q holds more elements than 63 bits count"},
     {"VerifyFilter", "verify --filter nonsense=3",
      "--filter: 'nonsense=3' is not one of case=, entry=, algorithm=, isa=, dtype=, tier="},
+    {"VerifyListFilter", "verify --list --filter foo=bar",
+     "--filter: 'foo=bar' is not one of case=, entry=, algorithm=, isa=, dtype=, tier="},
+    {"VerifyListCase", "verify --list --filter case=zzz",
+     "--filter: case is 'zzz', expected a seed or a name of the table"},
+    {"VerifyListNoCell", "verify --list --count 5 --filter dtype=zzz",
+     "--filter: no cell matches, expected at least one"},
     {"VerifyIsa", "verify --isa mmx",
      "--isa: 'mmx', expected auto, scalar, avx2, avx512, neon, avx512_bf16 or neon_bf16"},
     {"VerifyCount", "verify --count 0", "--count: 0, expected 1 to 1000000000"},
@@ -55,6 +67,11 @@ const BadRequest kRequests[] = {
      "--pass: 'sideways', expected forward, backward or both"},
     {"BenchDTypeList", "bench --shape 1,4,4,1,1,8 --dtype f32,f8",
      "--dtype: 'f8', expected f32, f64, f16 or bf16"},
+    {"BenchDTypesTooMany",
+     "bench --shape 1,4,4,1,1,8 --dtype "
+     "f32,f32,f32,f32,f32,f32,f32,f32,f32,f32,f32,f32,f32,f32,f32,f32,f32",
+     "--dtype: 'f32,f32,f32,f32,f32,f32,f32,f32,f32,f32,f32,f32,f32,f32,f32,...' has more than 16 "
+     "names, expected f32, f64, f16 or bf16, or several"},
     {"BenchThreadsList", "bench --shape 1,4,4,1,1,8 --threads 1,0",
      "--threads: 0, expected 1 to 4096"},
     {"BenchMinTimeNegative", "bench --shape 1,4,4,1,1,8 --min-time -1",
@@ -76,7 +93,41 @@ const BadRequest kRequests[] = {
     {"CompareNotJson", "compare {dir}/text.txt {dir}/bench.json",
      "{dir}/text.txt: line 1 is no JSON object, expected bench records"},
     {"CompareBadRecord", "compare {dir}/bench.json {dir}/badbench.json",
-     "{dir}/badbench.json: record 0 has no usable median_s, expected a number"},
+     "{dir}/badbench.json: record 0 has no usable median_s, expected a number from 1e-09 to "
+     "1e+09"},
+    {"CompareRepeatedBefore", "compare {dir}/twice.json {dir}/bench.json",
+     "{dir}/twice.json: record 1 repeats record 0, attentile of forward f32 1x8x8 h1/1 d8, 1 "
+     "thread, expected each case once"},
+    {"CompareRepeatedAfter", "compare {dir}/bench.json {dir}/twice.json",
+     "{dir}/twice.json: record 1 repeats record 0, attentile of forward f32 1x8x8 h1/1 d8, 1 "
+     "thread, expected each case once"},
+    {"ReportEndlessTime", "report {dir}/slow.json",
+     "{dir}/slow.json: record 0 has no usable median_s, expected a number from 1e-09 to "
+     "1e+09"},
+    {"ReportNoTime", "report {dir}/instant.json",
+     "{dir}/instant.json: record 0 has no usable median_s, expected a number from 1e-09 to "
+     "1e+09"},
+    {"ReportNegativeSize", "report {dir}/negative.json",
+     "{dir}/negative.json: record 0 has no usable seqlen_k, expected an integer from 0 to "
+     "1099511627776"},
+    {"ReportSizeBeyondInt64", "report {dir}/wide.json",
+     "{dir}/wide.json: record 0 has no usable seqlen_q, expected an integer from 0 to "
+     "1099511627776"},
+    {"ReportEndlessSpeed", "report {dir}/fast.json",
+     "{dir}/fast.json: record 0 has no usable gflops, expected a number from 0 to 1e+15"},
+    {"ReportNegativeFraction", "report {dir}/backwards.json",
+     "{dir}/backwards.json: record 0 has no usable fraction_of_peak, expected a number from 0 to "
+     "1e+15"},
+    {"ReportWindow", "report {dir}/window.json",
+     "{dir}/window.json: record 0 has no usable window_left, expected an integer of at least -1"},
+    {"ReportSoftcap", "report {dir}/softcap.json",
+     "{dir}/softcap.json: record 0 has no usable softcap, expected a number of at least 0"},
+    {"ReportAlignment", "report {dir}/alignment.json",
+     "{dir}/alignment.json: record 0 has no usable alignment, expected bottom_right or top_left"},
+    {"ReportOffset", "report {dir}/offset.json",
+     "{dir}/offset.json: record 0 has no usable position_offset, expected null or an integer"},
+    {"ReportSeqlens", "report {dir}/seqlens.json",
+     "{dir}/seqlens.json: record 0 has no usable seqlens, expected null or at most 4096 lengths"},
     {"CompareNoRecords", "compare {dir}/norecords.json {dir}/bench.json",
      "{dir}/norecords.json: holds no records, expected a file that bench wrote"},
     {"CompareFailAbove", "compare {dir}/bench.json {dir}/bench.json --fail-above x%",
@@ -108,6 +159,22 @@ const BadRequest kRequests[] = {
      "--svg: {dir}/in.safetensors is the input file {dir}/in.safetensors, expected another file"},
     {"ExplainSvgAndHtml", "explain {dir}/in.safetensors --svg {dir}/a.svg --html {dir}/a.svg",
      "--html: '{dir}/a.svg' is --svg's file too, expected another"},
+    {"ExplainHtmlIsSvgByDots",
+     "explain {dir}/in.safetensors --svg {dir}/a.svg --html {dir}/./folder/../a.svg",
+     "--html: '{dir}/./folder/../a.svg' is --svg's file too, expected another"},
+    {"ExplainHtmlIsSvgByLink",
+     "explain {dir}/in.safetensors --svg {dir}/folder/new.svg --html {dir}/dangling.svg",
+     "--html: '{dir}/dangling.svg' is --svg's file too, expected another"},
+    {"ExplainBias", "explain {dir}/bias5.safetensors", EXPLAIN_REFUSES("bias", "bias5")},
+    {"ExplainMask", "explain {dir}/mask.safetensors", EXPLAIN_REFUSES("mask", "mask")},
+    {"ExplainAlibi", "explain {dir}/alibi.safetensors", EXPLAIN_REFUSES("alibi_slopes", "alibi")},
+    {"ExplainSink", "explain {dir}/sink.safetensors", EXPLAIN_REFUSES("sink", "sink")},
+    {"ExplainBlockMask", "explain {dir}/block.safetensors", EXPLAIN_REFUSES("block_mask", "block")},
+    {"ExplainLeftpad", "explain {dir}/leftok.safetensors", EXPLAIN_REFUSES("leftpad_k", "leftok")},
+    {"ExplainCacheBatch", "explain {dir}/cbi.safetensors",
+     EXPLAIN_REFUSES("cache_batch_idx", "cbi")},
+    {"ExplainPages", "explain {dir}/pagesok.safetensors",
+     EXPLAIN_REFUSES("block_table", "pagesok")},
 };
 
 INSTANTIATE_TEST_SUITE_P(Commands, BadRequestTest, ::testing::ValuesIn(kRequests),

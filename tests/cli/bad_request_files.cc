@@ -181,9 +181,22 @@ void make_bad_request_files(const std::string& directory) {
   write("bench.json", bench_bytes("min_s", 1.0));
   write("other.json", bench_bytes("seqlen_q", 9));
   write("badbench.json", bench_bytes("median_s", "x"));
+  write("slow.json", bench_bytes("median_s", 1e308));
+  write("instant.json", bench_bytes("median_s", 1e-300));
+  write("negative.json", bench_bytes("seqlen_k", -8));
+  write("wide.json", bench_bytes("seqlen_q", UINT64_MAX));
+  write("fast.json", bench_bytes("gflops", 1e300));
+  write("backwards.json", bench_bytes("fraction_of_peak", -0.5));
+  write("window.json", bench_bytes("window_left", -2));
+  write("softcap.json", bench_bytes("softcap", -1.0));
+  write("alignment.json", bench_bytes("alignment", "left"));
+  write("offset.json", bench_bytes("position_offset", 0.5));
+  write("seqlens.json", bench_bytes("seqlens", {3, -1}));
+  write("twice.json", nlohmann::json{{"records", {bench_record(), bench_record()}}}.dump());
   write("norecords.json", "{\"records\": []}");
   fs::create_directory(folder / "folder");
   fs::create_symlink("in.safetensors", folder / "link.safetensors");
+  fs::create_symlink("folder/new.svg", folder / "dangling.svg");
   fs::create_hard_link(folder / "in.safetensors", folder / "hard.safetensors");
 }
 

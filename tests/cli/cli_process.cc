@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// Starts the program with its output in temporary files.
+// Starts the program with its output in temporary files, or stderr on a terminal.
 #include "cli/cli_process.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <chrono>
+#include <cerrno>
 #include <csignal>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <sstream>
-#include <thread>
 
 extern char** environ;
 
@@ -33,6 +33,50 @@ std::filesystem::path fresh_directory() {
   std::string pattern = (std::filesystem::temp_directory_path() / "attentile-cli-XXXXXX").string();
   return mkdtemp(pattern.data());
 }
+
+// A terminal for a child to write to.
+class Terminal {
+ public:
+  explicit Terminal(bool wanted) {
+    if (!wanted) return;
+    master_ = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
+    if (master_ < 0 || grantpt(master_) != 0 || unlockpt(master_) != 0) {
+      ADD_FAILURE() << "no terminal: " << std::strerror(errno);
+      return;
+    }
+    name_ = ptsname(master_);
+  }
+  ~Terminal() {
+    if (master_ >= 0) close(master_);
+  }
+  Terminal(const Terminal&) = delete;
+  Terminal& operator=(const Terminal&) = delete;
+
+  const std::string& name() const { return name_; }
+
+  // What the child writes until it ends. It is interrupted once that holds `sign`, and killed when
+  // nothing comes for so long that nothing will.
+  std::string read_all(pid_t child, const std::string& sign) const {
+    constexpr int kPatienceMs = 300'000;
+    std::string text;
+    bool interrupted = false;
+    for (;;) {
+      pollfd waiting{.fd = master_, .events = POLLIN, .revents = 0};
+      if (poll(&waiting, 1, kPatienceMs) <= 0) kill(child, SIGKILL);
+      char bytes[4096];
+      const ssize_t count = read(master_, bytes, sizeof bytes);
+      if (count <= 0) return text;
+      text.append(bytes, static_cast<size_t>(count));
+      if (interrupted || text.find(sign) == std::string::npos) continue;
+      interrupted = true;
+      kill(child, SIGINT);
+    }
+  }
+
+ private:
+  int master_ = -1;
+  std::string name_;
+};
 
 }  // namespace
 
@@ -55,38 +99,43 @@ std::vector<std::string> words_of(const std::string& line) {
   return words;
 }
 
-Outcome run_cli(const std::vector<std::string>& words, int interrupt_after_ms) {
+Outcome run_cli(const std::vector<std::string>& words, const Surroundings& surroundings) {
   const std::filesystem::path folder = fresh_directory();
   const std::string out = (folder / "out").string();
   const std::string err = (folder / "err").string();
-  std::string program = cli_path();
-  std::vector<std::string> copy = words;
-  std::vector<char*> argv = {program.data()};
-  for (std::string& word : copy) argv.push_back(word.data());
+  std::vector<std::string> command = {cli_path()};
+  if (!surroundings.limit.empty()) {
+    const std::string script = "ulimit " + surroundings.limit + " && exec \"$0\" \"$@\"";
+    command.insert(command.begin(), {"/bin/sh", "-c", script});
+  }
+  command.insert(command.end(), words.begin(), words.end());
+  std::vector<char*> argv;
+  for (std::string& word : command) argv.push_back(word.data());
   argv.push_back(nullptr);
+  const bool terminal = !surroundings.interrupt_at.empty();
+  const Terminal stderr_terminal(terminal);
 
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
   constexpr int kFlags = O_WRONLY | O_CREAT | O_TRUNC;
   posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
   posix_spawn_file_actions_addopen(&actions, 1, out.c_str(), kFlags, 0600);
-  posix_spawn_file_actions_addopen(&actions, 2, err.c_str(), kFlags, 0600);
+  posix_spawn_file_actions_addopen(&actions, 2,
+                                   terminal ? stderr_terminal.name().c_str() : err.c_str(),
+                                   terminal ? O_WRONLY | O_NOCTTY : kFlags, 0600);
   pid_t child = -1;
   Outcome outcome;
-  const int error = posix_spawn(&child, program.c_str(), &actions, nullptr, argv.data(), environ);
+  const int error = posix_spawn(&child, argv[0], &actions, nullptr, argv.data(), environ);
   posix_spawn_file_actions_destroy(&actions);
   if (error != 0) {
-    ADD_FAILURE() << program << ": " << std::strerror(error);
+    ADD_FAILURE() << argv[0] << ": " << std::strerror(error);
   } else {
     int state = 0;
-    if (interrupt_after_ms > 0) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(interrupt_after_ms));
-      kill(child, SIGINT);
-    }
+    if (terminal) outcome.err = stderr_terminal.read_all(child, surroundings.interrupt_at);
     waitpid(child, &state, 0);
     outcome.status = WIFEXITED(state) ? WEXITSTATUS(state) : 128 + WTERMSIG(state);
     outcome.out = read_file(out);
-    outcome.err = read_file(err);
+    if (!terminal) outcome.err = read_file(err);
   }
   std::filesystem::remove_all(folder);
   return outcome;
@@ -100,14 +149,14 @@ void CliTest::TearDown() {
   std::filesystem::remove_all(directory_);
 }
 
-Outcome CliTest::cli(const std::string& line, int interrupt_after_ms) const {
+Outcome CliTest::cli(const std::string& line, const Surroundings& surroundings) const {
   std::vector<std::string> words = words_of(line);
   for (std::string& word : words) {
     for (size_t at; (at = word.find("{dir}")) != std::string::npos;) {
       word.replace(at, 5, directory_.string());
     }
   }
-  return run_cli(words, interrupt_after_ms);
+  return run_cli(words, surroundings);
 }
 
 std::string CliTest::good(const std::string& line) const {

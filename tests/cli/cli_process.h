@@ -20,8 +20,16 @@ struct Outcome {
   std::string err;
 };
 
-// argv[0] is added. interrupt_after_ms: when to send SIGINT, 0 for never.
-Outcome run_cli(const std::vector<std::string>& words, int interrupt_after_ms = 0);
+// How a run differs from a plain one.
+struct Surroundings {
+  // Not empty: stderr is a terminal, and SIGINT is sent once this was written to it.
+  std::string interrupt_at = {};
+  // Not empty: what the shell's ulimit is told first, "-f 8".
+  std::string limit = {};
+};
+
+// argv[0] is added.
+Outcome run_cli(const std::vector<std::string>& words, const Surroundings& surroundings = {});
 
 // "attend --random 1,2" cut at blanks.
 std::vector<std::string> words_of(const std::string& line);
@@ -36,7 +44,7 @@ class CliTest : public ::testing::Test {
   void TearDown() override;
 
   std::string path(const std::string& name) const { return (directory_ / name).string(); }
-  Outcome cli(const std::string& line, int interrupt_after_ms = 0) const;
+  Outcome cli(const std::string& line, const Surroundings& surroundings = {}) const;
   // Expects status 0 and an empty stderr; returns stdout.
   std::string good(const std::string& line) const;
 

@@ -10,11 +10,37 @@ namespace {
 
 using Json = nlohmann::json;
 
-const char* const kRecordFields[] = {
-    "name",     "pass",         "dtype",       "batch",     "seqlen_q",         "seqlen_k",
-    "head_dim", "num_heads_kv", "num_heads_q", "causal",    "layout",           "device",
-    "varlen",   "head_dim_v",   "threads",     "median_s",  "fraction_of_peak", "bytes_per_s",
-    "min_s",    "runs",         "gflops",      "algorithm", "peak_gflops",      "isa"};
+const char* const kRecordFields[] = {"name",
+                                     "pass",
+                                     "dtype",
+                                     "batch",
+                                     "seqlen_q",
+                                     "seqlen_k",
+                                     "head_dim",
+                                     "num_heads_kv",
+                                     "num_heads_q",
+                                     "causal",
+                                     "layout",
+                                     "device",
+                                     "varlen",
+                                     "head_dim_v",
+                                     "threads",
+                                     "median_s",
+                                     "fraction_of_peak",
+                                     "bytes_per_s",
+                                     "min_s",
+                                     "runs",
+                                     "gflops",
+                                     "algorithm",
+                                     "peak_gflops",
+                                     "isa",
+                                     "window_left",
+                                     "window_right",
+                                     "softcap",
+                                     "softmax_scale",
+                                     "alignment",
+                                     "position_offset",
+                                     "seqlens"};
 
 class CommandTest : public CliTest {
  protected:
@@ -79,6 +105,21 @@ TEST_F(CommandTest, PlanNeedsNoMemory) {
 }
 
 TEST_F(CommandTest, PlanReadsAFile) {
+  const io::Tensor q = std::move(*io::make_tensor(DType::kFloat16, {2, 8, 4, 16}));
+  const io::Tensor k = std::move(*io::make_tensor(DType::kFloat16, {2, 12, 2, 16}));
+  save("in.safetensors",
+       {{"q", *q.view()}, {"k", *k.view()}, {"v", *k.view()}, {"dout", *q.view()}});
+  const Json plan = json("plan {dir}/in.safetensors --causal --backward --algorithm flash1 --json");
+  const Json same =
+      json("plan --shape 2,8,12,4,2,16 --dtype f16 --causal --backward --algorithm flash1 --json");
+  EXPECT_EQ(plan, same);
+  EXPECT_EQ(plan["dtype"], "f16");
+  EXPECT_EQ(plan["seqlen_k"], 12);
+  EXPECT_EQ(plan["forward"]["algorithm"], "flash1");
+  EXPECT_GT(plan["backward"]["flops"].get<double>(), 0);
+}
+
+TEST_F(CommandTest, PlanNeedsTheTensorsByName) {
   good("attend --random 1,8,8,2,1,8 --out {dir}/o.safetensors");
   const Outcome outcome = cli("plan {dir}/o.safetensors");
   EXPECT_EQ(outcome.status, 2);  // it holds out, not q
@@ -169,10 +210,36 @@ TEST_F(CommandTest, ExplainShowsTheTilesOfACausalHead) {
   EXPECT_NE(read_file(path("a.html")).find("row_sum"), std::string::npos);
 }
 
+// The tiles are those that were asked for, not the ones that a kernel would take.
+TEST_F(CommandTest, ExplainSaysWhoseTilesItShows) {
+  good("explain --shape 1,8,8,1,1,16 --causal --tile 2,2 --svg {dir}/a.svg --html {dir}/a.html");
+  for (const char* name : {"a.svg", "a.html"}) {
+    const std::string text = read_file(path(name));
+    EXPECT_NE(text.find("Tiles of 2 x 2: 62 % hold a visible pair. Evaluated in float64, "
+                        "independent of the kernels and their tiles."),
+              std::string::npos)
+        << name;
+    EXPECT_EQ(text.find("flash2 computes"), std::string::npos);
+  }
+  EXPECT_NE(read_file(path("a.html")).find("independent of the kernels, which choose tiles of"),
+            std::string::npos);
+}
+
 TEST_F(CommandTest, VerifyRunsATable) {
   const Json summary = json("verify --count 20 --isa scalar --json");
   EXPECT_GE(summary["cells"].get<int>(), 20);
   EXPECT_EQ(summary["failed"], 0);
+}
+
+// Every seed that --seed takes, --filter case= takes too.
+TEST_F(CommandTest, VerifyRunsTheLargestSeed) {
+  const std::string seed = "18446744073709551615";
+  const Json table = json("verify --count 20 --isa scalar --json --seed " + seed);
+  EXPECT_GT(table["generated_cells"].get<int>(), 0);
+  EXPECT_EQ(table["failed"], 0);
+  const Json one = json("verify --isa scalar --json --filter case=" + seed);
+  EXPECT_EQ(one["cases"], 1);
+  EXPECT_GT(one["passed"].get<int>(), 0);
 }
 
 }  // namespace

@@ -50,14 +50,14 @@ struct Case {
 
   int64_t batch = 1;
   int64_t seqlen_q = 1;  // varlen: the longest
-  int64_t seqlen_k = 1;  // likewise; paged: the most keys used
+  int64_t seqlen_k = 1;  // packed keys: the longest; paged: the most keys used
   int64_t num_heads_q = 1;
   int64_t num_heads_kv = 1;
   int64_t head_dim = 1;
   int64_t head_dim_v = 1;
 
-  bool varlen = false;
-  std::vector<int32_t> lengths_q, lengths_k;  // varlen
+  bool varlen = false;                        // queries are packed
+  std::vector<int32_t> lengths_q, lengths_k;  // varlen; no lengths_k: keys are not packed
   std::vector<int32_t> seqused_k;             // empty: absent
   int64_t page_size = 0;                      // 0: not paged
   int64_t num_pages = 0;
@@ -106,17 +106,18 @@ struct Case {
   int64_t fast_memory_bytes = 0;
   int num_threads = 1;
 
+  bool packed_k() const { return varlen && !lengths_k.empty(); }
   int64_t query_length(int64_t b) const {
     return varlen ? lengths_q[static_cast<size_t>(b)] : seqlen_q;
   }
   // Rows of k that belong to the entry, used or not.
   int64_t given_keys(int64_t b) const {
-    return varlen ? lengths_k[static_cast<size_t>(b)] : seqlen_k;
+    return packed_k() ? lengths_k[static_cast<size_t>(b)] : seqlen_k;
   }
   // Keys of the entry that positions count: used, less the left padding.
   int64_t key_length(int64_t b) const;
   int64_t total_q() const;  // varlen
-  int64_t total_k() const;
+  int64_t total_k() const;  // packed keys
   bool has_bases() const {
     return query_base != 0 || key_base != 0 || head_base != 0 || batch_base != 0 ||
            dropout_num_heads_q != 0;
@@ -134,8 +135,8 @@ struct Results {
   DenseTensor out, lse, keep, dq, dk, dv, dbias, dsink;
 };
 
-// Where key j of a batch entry lies in k and v: (row of the first axis, row of the second); varlen:
-// (0, packed row).
+// Where key j of a batch entry lies in k and v: (row of the first axis, row of the second); packed
+// keys: (0, packed row).
 struct KeyPlace {
   int64_t first = 0;
   int64_t second = 0;

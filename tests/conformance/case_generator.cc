@@ -70,16 +70,18 @@ void pick_varlen(Case& c, Random& random) {
   const bool same = random.chance(0.4);
   c.batch = std::max<int64_t>(1, c.batch);
   if (random.chance(0.3)) c.batch = random.integer(1, 6);
+  const bool keys_too = random.chance(0.65);
   for (int64_t b = 0; b < c.batch; ++b) {
     const auto length = [&](int64_t longest) {
       if (random.chance(0.15)) return int64_t{0};
       return random.chance(0.4) ? longest : random.integer(0, longest);
     };
     c.lengths_q.push_back(static_cast<int32_t>(length(c.seqlen_q)));
+    if (!keys_too) continue;
     c.lengths_k.push_back(same ? c.lengths_q.back() : static_cast<int32_t>(length(c.seqlen_k)));
   }
   c.seqlen_q = *std::max_element(c.lengths_q.begin(), c.lengths_q.end());
-  c.seqlen_k = *std::max_element(c.lengths_k.begin(), c.lengths_k.end());
+  if (keys_too) c.seqlen_k = *std::max_element(c.lengths_k.begin(), c.lengths_k.end());
 }
 
 void pick_pages(Case& c, Random& random) {
@@ -111,10 +113,10 @@ void pick_pages(Case& c, Random& random) {
 
 // Which rows of k and v take part: used lengths, pages, cache rows, left padding.
 void pick_key_storage(Case& c, Random& random) {
-  if (!c.varlen && c.batch > 0 && random.chance(0.12)) {
+  if (!c.packed_k() && c.batch > 0 && random.chance(c.varlen ? 0.4 : 0.12)) {
     pick_pages(c, random);
   } else {
-    if (!c.varlen && random.chance(0.08)) {
+    if (!c.packed_k() && random.chance(0.08)) {
       c.cache_rows = c.batch + random.integer(0, 3);
       for (int64_t b = 0; b < c.batch; ++b) {
         c.cache_batch_idx.push_back(static_cast<int32_t>(random.integer(0, c.cache_rows - 1)));
@@ -129,7 +131,7 @@ void pick_key_storage(Case& c, Random& random) {
         c.seqused_k.push_back(static_cast<int32_t>(random.integer(0, c.given_keys(b))));
       }
     }
-    if (!c.varlen && c.batch > 0 && random.chance(0.07)) {
+    if (!c.packed_k() && c.batch > 0 && random.chance(0.1)) {
       for (int64_t b = 0; b < c.batch; ++b) {
         const int64_t used =
             c.seqused_k.empty() ? c.given_keys(b) : c.seqused_k[static_cast<size_t>(b)];
@@ -192,7 +194,7 @@ void pick_dropout(Case& c, Random& random) {
   c.dropout_offset =
       random.chance(0.5) ? random.bits() : static_cast<uint64_t>(random.integer(0, 9));
   c.keep = !c.varlen && random.chance(0.4);
-  if (!random.chance(0.3)) return;
+  if (!random.chance(0.5)) return;
   c.query_base = random.integer(0, 1000);
   c.key_base = random.pick<int64_t>({0, 1, 7, 8, 31, 32, 33, 1000, int64_t{1} << 31});
   c.head_base = random.integer(0, 5);

@@ -29,7 +29,7 @@ int64_t Case::total_k() const {
 KeyPlace key_place(const Case& c, int64_t b, int64_t j) {
   const size_t at = static_cast<size_t>(b);
   const int64_t row = j + (c.leftpad_k.empty() ? 0 : c.leftpad_k[at]);
-  if (c.varlen) {
+  if (c.packed_k()) {
     int64_t first = 0;
     for (size_t earlier = 0; earlier < at; ++earlier) first += c.lengths_k[earlier];
     return {0, first + row};
@@ -153,6 +153,8 @@ std::vector<std::string> features_of(const Case& c) {
   add(c.num_heads_kv == 1 && c.num_heads_q > 1, "mqa");
   add(c.head_dim != c.head_dim_v, "head_dim_v");
   add(c.varlen, "varlen");
+  add(c.varlen && !c.packed_k() && c.page_size == 0, "packed_q_batched_k");
+  add(c.varlen && c.page_size > 0, "packed_q_paged_k");
   add(!c.seqused_k.empty(), "seqused_k");
   add(c.page_size > 0, "block_table");
   add(!c.cache_batch_idx.empty(), "cache_batch_idx");
@@ -177,6 +179,7 @@ std::vector<std::string> features_of(const Case& c) {
   add(c.poison, "poison");
   add((c.zero_stride_q | c.zero_stride_k | c.zero_stride_v | c.zero_stride_dout) != 0,
       "zero_stride");
+  add(c.batch == 0 || c.num_heads_q == 0 || c.seqlen_q == 0 || c.seqlen_k == 0, "empty");
   return names;
 }
 

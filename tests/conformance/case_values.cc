@@ -68,14 +68,15 @@ void fill_dominant(const Case& c, Values& values, Random& random) {
                  random.chance(0.5) ? 1.0 : -1.0);
   }
   // Axis of the keys that one query may meet: all pages, or the rows of a batch entry.
-  const int64_t groups = c.varlen || c.page_size > 0 ? 1 : values.k.shape[0];
+  const int64_t groups = c.packed_k() || c.page_size > 0 ? 1 : values.k.shape[0];
   const int64_t keys =
-      c.varlen ? values.k.shape[0]
-               : (c.page_size > 0 ? values.k.shape[0] * values.k.shape[1] : values.k.shape[1]);
+      c.packed_k() ? values.k.shape[0]
+                   : (c.page_size > 0 ? values.k.shape[0] * values.k.shape[1] : values.k.shape[1]);
   const int64_t columns = c.num_heads_kv * c.head_dim;
   // Packed sequences may hold more rows than whole numbers are exact for; they never meet, so the
   // ranks may repeat from one to the next.
-  const int64_t period = c.varlen ? std::max<int64_t>(c.seqlen_k, 1) : std::max<int64_t>(keys, 1);
+  const int64_t period =
+      c.packed_k() ? std::max<int64_t>(c.seqlen_k, 1) : std::max<int64_t>(keys, 1);
   std::vector<int64_t> ranks(static_cast<size_t>(period));
   for (int64_t i = 0; i < period; ++i) ranks[static_cast<size_t>(i)] = i - period / 2;
   for (int64_t group = 0; group < groups; ++group) {
@@ -182,7 +183,7 @@ void fill_mask(DenseTensor& mask, Random& random) {
 }
 
 std::vector<int64_t> key_shape(const Case& c, int64_t columns) {
-  if (c.varlen) return {c.total_k(), c.num_heads_kv, columns};
+  if (c.packed_k()) return {c.total_k(), c.num_heads_kv, columns};
   if (c.page_size > 0) return {c.num_pages, c.page_size, c.num_heads_kv, columns};
   return {c.cache_rows > 0 ? c.cache_rows : c.batch, c.seqlen_k, c.num_heads_kv, columns};
 }
@@ -200,8 +201,8 @@ std::vector<int64_t> lse_shape(const Case& c) {
 void make_index_tensors(const Case& c, Values& values) {
   if (c.varlen) {
     values.cu_seqlens_q = cumulative(c.lengths_q);
-    values.cu_seqlens_k = cumulative(c.lengths_k);
   }
+  if (c.packed_k()) values.cu_seqlens_k = cumulative(c.lengths_k);
   if (!c.seqused_k.empty()) values.seqused_k = index_tensor(c.seqused_k, {c.batch});
   if (c.page_size > 0) {
     values.block_table = index_tensor(c.block_table, {c.batch, c.max_pages});
@@ -267,7 +268,7 @@ Values poisoned(const Case& c, const Values& values, double poison) {
           any = true;
           const KeyPlace place = key_place(c, b, j);
           const int64_t row =
-              c.varlen ? place.second : place.first * values.k.shape[1] + place.second;
+              c.packed_k() ? place.second : place.first * values.k.shape[1] + place.second;
           key_seen[static_cast<size_t>(row * c.num_heads_kv + h / group)] = true;
           if (values.bias.present) {
             bias_seen[static_cast<size_t>(broadcast_index(values.bias, b, h, i, j))] = true;
@@ -276,9 +277,8 @@ Values poisoned(const Case& c, const Values& values, double poison) {
         if (any) continue;
         const int64_t row = (first_query + i) * c.num_heads_q + h;
         for (int64_t d = 0; d < c.head_dim; ++d) result.q.set(row * c.head_dim + d, poison);
-        if (c.sink) continue;  // a sink's gradient sees dout and dlse
         for (int64_t d = 0; d < c.head_dim_v; ++d) result.dout.set(row * c.head_dim_v + d, poison);
-        if (!c.dlse) continue;
+        if (!c.dlse || c.sink) continue;  // a sink's gradient receives dlse
         if (c.varlen) {
           result.dlse.put(poison, h, first_query + i);
         } else {

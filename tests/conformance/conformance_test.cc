@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The conformance table as a test: 4,000 cells, 50,000 with ATTENTILE_FULL=1, or as many as
-// ATTENTILE_CELLS says; the list of refused kinds; and that the generator covers the contract.
+// The conformance table as a test: 4,000 generated cells, 50,000 with ATTENTILE_FULL=1, or as many
+// as ATTENTILE_CELLS says, and the hand-written ones; the list of refused kinds; and that the
+// generator covers the contract.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <fstream>
+#include <limits>
 #include <set>
 #include <string>
 
@@ -14,6 +17,40 @@
 
 namespace attentile::conformance {
 namespace {
+
+// All that features_of() knows.
+constexpr const char* kFeatures[] = {"backward",
+                                     "mha",
+                                     "gqa",
+                                     "mqa",
+                                     "head_dim_v",
+                                     "varlen",
+                                     "seqused_k",
+                                     "block_table",
+                                     "cache_batch_idx",
+                                     "leftpad_k",
+                                     "causal",
+                                     "top_left",
+                                     "position_offset",
+                                     "window",
+                                     "mask",
+                                     "bias",
+                                     "alibi",
+                                     "softcap",
+                                     "sink",
+                                     "block_mask",
+                                     "scale",
+                                     "dropout",
+                                     "bases",
+                                     "keep",
+                                     "dlse",
+                                     "dbias",
+                                     "dsink",
+                                     "poison",
+                                     "zero_stride",
+                                     "empty",
+                                     "packed_q_batched_k",
+                                     "packed_q_paged_k"};
 
 int64_t cells_wanted() {
   if (const char* text = std::getenv("ATTENTILE_CELLS")) return std::atoll(text);
@@ -49,6 +86,7 @@ TEST(Conformance, Table) {
   }
   EXPECT_GE(summary.cells, options.count);
   EXPECT_EQ(summary.failed, 0);
+  if (options.count >= 4000) EXPECT_GE(summary.generated_cells, options.count);
   const std::set<std::string> expected = refused_list();
   for (const auto& [reason, count] : summary.refusals) {
     EXPECT_TRUE(expected.count(reason)) << count << " cells refused: " << reason;
@@ -56,6 +94,7 @@ TEST(Conformance, Table) {
   // Zeros match an output whose exact value is nearly zero everywhere; that must stay rare.
   EXPECT_LT(summary.vacuous * 5, summary.cells);
   RecordProperty("cells", std::to_string(summary.cells));
+  RecordProperty("generated_cells", std::to_string(summary.generated_cells));
   RecordProperty("cases", std::to_string(summary.cases));
   RecordProperty("refused", std::to_string(summary.refused));
 }
@@ -65,37 +104,66 @@ TEST(Conformance, EveryFeatureIsGeneratedOften) {
   for (uint64_t seed = 1; seed <= 1000; ++seed) {
     for (const std::string& feature : features_of(make_case(seed))) ++count[feature];
   }
-  for (const char* feature : {"backward",
-                              "mha",
-                              "gqa",
-                              "mqa",
-                              "head_dim_v",
-                              "varlen",
-                              "seqused_k",
-                              "block_table",
-                              "cache_batch_idx",
-                              "leftpad_k",
-                              "causal",
-                              "top_left",
-                              "position_offset",
-                              "window",
-                              "mask",
-                              "bias",
-                              "alibi",
-                              "softcap",
-                              "sink",
-                              "block_mask",
-                              "scale",
-                              "dropout",
-                              "bases",
-                              "keep",
-                              "dlse",
-                              "dbias",
-                              "dsink",
-                              "poison",
-                              "zero_stride"}) {
+  for (const char* feature : kFeatures) {
     EXPECT_GE(count[feature], 20) << feature;
   }
+}
+
+Summary dry_run(int64_t count, std::vector<Isa> isas) {
+  Options options;
+  options.count = count;
+  options.isas = std::move(isas);
+  options.cli_path = "never started";
+  options.dry = true;
+  return run(options);
+}
+
+// What runs under the sanitizers and under the emulator.
+TEST(Conformance, ASliceHoldsEveryFeature) {
+  for (const std::vector<Isa>& isas : {available_isas(), {Isa::kScalar, Isa::kNeon}}) {
+    const Summary slice = dry_run(500, isas);
+    EXPECT_LT(slice.cells, 520);
+    for (const char* feature : kFeatures) EXPECT_GE(slice.by_feature.count(feature), 1u) << feature;
+    EXPECT_EQ(slice.by_tier.size(), 3u);
+    EXPECT_EQ(slice.by_dtype.size(), 4u);
+    EXPECT_EQ(slice.by_entry.size(), 3u);
+    EXPECT_EQ(slice.by_isa.size(), isas.size());
+    EXPECT_GT(slice.generated_cells, 200);
+    EXPECT_LT(slice.generated_cells, 300);
+    const Summary small = dry_run(200, isas);
+    std::vector<std::string> missing;
+    for (const char* feature : kFeatures) {
+      if (small.by_feature.count(feature) == 0) missing.push_back(feature);
+    }
+    EXPECT_LE(missing.size(), 2u) << missing[0] << " " << missing[1];
+    EXPECT_EQ(small.by_tier.size(), 3u);
+  }
+}
+
+TEST(Conformance, NamedCasesComeOnTop) {
+  const Summary whole = dry_run(4000, {});
+  EXPECT_GE(whole.generated_cells, 4000);
+  EXPECT_GT(whole.cells, whole.generated_cells + 500);
+  for (const auto& [feature, count] : whole.by_feature) {
+    EXPECT_EQ(std::count(std::begin(kFeatures), std::end(kFeatures), feature), 1) << feature;
+  }
+}
+
+TEST(Conformance, SeedsGoRound) {
+  Options options;
+  options.seed0 = std::numeric_limits<uint64_t>::max();
+  options.count = 100;
+  options.named = false;
+  options.dry = true;
+  const Summary summary = run(options);
+  EXPECT_GE(summary.cells, 100);
+  EXPECT_GT(summary.cases, 1);
+  const auto last = find_case("18446744073709551615");
+  ASSERT_TRUE(last.has_value());
+  EXPECT_EQ(describe(*last), describe(make_case(options.seed0)));
+  EXPECT_FALSE(find_case("18446744073709551616").has_value());
+  EXPECT_FALSE(find_case("12x").has_value());
+  EXPECT_FALSE(find_case("").has_value());
 }
 
 TEST(Conformance, ASeedIsTheSameCaseAlways) {

@@ -61,6 +61,8 @@ void add_dtypes_and_heads(CaseList& list) {
   list.add("gqa_unequal_dims", {2, 17, 33, 6, 2, 40, 72});
   list.add("head_dim_v_smaller", {1, 33, 65, 2, 2, 96, 5});
   list.add("head_dim_512", {1, 9, 17, 1, 1, 512, 512});
+  list.add("panels_of_512_queries", {1, 513, 17, 1, 1, 512, 512},
+           [](Case& c) { c.fast_memory_bytes = int64_t{8} << 20; });
   list.add("head_dim_257_f16", {1, 17, 33, 2, 1, 257, 129},
            [](Case& c) { c.dtype = DType::kFloat16; });
   list.add("decode_gqa", {3, 1, 257, 8, 2, 64, 64}, [](Case& c) { c.backward = false; });
@@ -218,6 +220,69 @@ void add_dropout(CaseList& list) {
   });
 }
 
+CaseList::Change paged(int64_t page_size, std::vector<int32_t> used) {
+  return [page_size, used](Case& c) {
+    c.page_size = page_size;
+    c.max_pages = (c.seqlen_k + page_size - 1) / page_size;
+    c.num_pages = c.batch * c.max_pages + 2;
+    c.seqused_k = used;
+    c.seqlen_k = *std::max_element(used.begin(), used.end());
+    for (int64_t n = 0; n < c.batch * c.max_pages; ++n) {
+      c.block_table.push_back(static_cast<int32_t>(c.num_pages - 1 - n));
+    }
+    c.causal = true;
+  };
+}
+
+// cu_seqlens_q alone: the keys have a batch axis, or lie in pages.
+void add_packed_queries(CaseList& list) {
+  const Sizes sizes = {4, 65, 47, 4, 2, 32, 32};
+  const auto packed = [](Case& c) {
+    c.varlen = true;
+    c.lengths_q = {65, 0, 7, 33};
+  };
+  list.add("packed_q_batched_k", sizes, packed);
+  list.add("packed_q_batched_k_causal_seqused_f16", sizes, [&](Case& c) {
+    packed(c);
+    c.dtype = DType::kFloat16;
+    c.causal = true;
+    c.seqused_k = {33, 5, 9, 0};
+    c.dlse = true;
+  });
+  list.add("packed_q_batched_k_bias_dropout_bf16", sizes, [&](Case& c) {
+    packed(c);
+    c.dtype = DType::kBFloat16;
+    c.bias = {true, DType::kFloat32, {4, 1, 65, 47}};
+    c.dropout_p = 0.4;
+    c.dropout_seed = 9;
+  });
+  list.add("packed_q_batched_k_dominant", sizes, [&](Case& c) {
+    packed(c);
+    c.tier = Tier::kDominant;
+    c.softmax_scale = 256.0;
+    c.causal = true;
+    c.alignment = Alignment::kTopLeft;
+  });
+  list.add("packed_q_cache_rows_left_padding", sizes, [&](Case& c) {
+    packed(c);
+    c.cache_rows = 5;
+    c.cache_batch_idx = {4, 0, 4, 1};
+    c.seqused_k = {47, 5, 9, 40};
+    c.leftpad_k = {0, 5, 3, 17};
+    c.causal = true;
+  });
+  list.add("packed_q_pages_of_3", sizes, [&](Case& c) {
+    packed(c);
+    paged(3, {47, 5, 0, 31})(c);
+  });
+  list.add("packed_q_pages_of_16_f16", {3, 9, 129, 4, 2, 64, 64}, [](Case& c) {
+    c.varlen = true;
+    c.lengths_q = {1, 9, 4};
+    c.dtype = DType::kFloat16;
+    paged(16, {129, 64, 17})(c);
+  });
+}
+
 void add_storage(CaseList& list) {
   list.add("varlen", {4, 65, 65, 4, 2, 32, 32}, [](Case& c) {
     c.varlen = true;
@@ -243,19 +308,6 @@ void add_storage(CaseList& list) {
     c.seqused_k = {0, 65, 31};
     c.dtype = DType::kFloat16;
   });
-  const auto paged = [](int64_t page_size, std::vector<int32_t> used) {
-    return [page_size, used](Case& c) {
-      c.page_size = page_size;
-      c.max_pages = (c.seqlen_k + page_size - 1) / page_size;
-      c.num_pages = c.batch * c.max_pages + 2;
-      c.seqused_k = used;
-      c.seqlen_k = *std::max_element(used.begin(), used.end());
-      for (int64_t n = 0; n < c.batch * c.max_pages; ++n) {
-        c.block_table.push_back(static_cast<int32_t>(c.num_pages - 1 - n));
-      }
-      c.causal = true;
-    };
-  };
   list.add("pages_of_1", {2, 5, 33, 2, 1, 32, 32}, paged(1, {33, 17}));
   list.add("pages_of_3_bf16", {2, 5, 64, 4, 2, 64, 64}, [&](Case& c) {
     paged(3, {64, 1})(c);
@@ -330,6 +382,7 @@ std::vector<Case> make_named_cases() {
   add_scores(list);
   add_dropout(list);
   add_storage(list);
+  add_packed_queries(list);
   add_exact(list);
   add_empty(list);
   return list.take();

@@ -3,6 +3,8 @@
 #include "conformance/runner.h"
 
 #include <algorithm>
+#include <charconv>
+#include <numeric>
 #include <optional>
 
 #include "conformance/crash_report.h"
@@ -107,21 +109,55 @@ class Table {
       run_case(*find_case(name));
       return summary_;
     }
-    if (options_.named) {
-      for (const Case& c : named_cases()) {
-        if (done() || !run_case(c)) return summary_;
+    int64_t named_cells = 0;
+    for (const Case& c : named_cases()) {
+      if (options_.named && accepts_case(filter_, c)) {
+        named_cells += static_cast<int64_t>(cells_of(c).size());
       }
     }
-    // A filter may match no cell of any case: stop looking some time.
-    const uint64_t last = options_.seed0 + static_cast<uint64_t>(options_.count) * 4;
-    for (uint64_t seed = options_.seed0; options_.generated && seed <= last && !done(); ++seed) {
-      if (!run_case(make_case(seed))) break;
-    }
+    slice_ = options_.count < named_cells;
+    wanted_ = slice_ || !options_.generated ? options_.count : options_.count + named_cells;
+    slice_ ? run_slice() : run_all();
     return summary_;
   }
 
  private:
-  bool done() const { return summary_.cells >= options_.count; }
+  bool done() const { return summary_.cells >= wanted_; }
+
+  void run_all() {
+    for (const Case& c : named_cases()) {
+      if (options_.named && !run_case(c)) return;
+    }
+    run_generated([](int64_t) { return true; });
+  }
+
+  // The named cases in steps of about their number over the golden ratio, so that any first few are
+  // spread over the list; after each a generated one.
+  void run_slice() {
+    const std::vector<Case>& named = named_cases();
+    const int64_t size = static_cast<int64_t>(named.size());
+    int64_t step = size * 618 / 1000;
+    while (std::gcd(step, size) != 1) ++step;
+    const auto run_named = [&](int64_t n) {
+      return n >= size || run_case(named[static_cast<size_t>(n * step % size)]);
+    };
+    if (options_.generated) return run_generated(run_named);
+    for (int64_t n = 0; n < size && !done() && run_named(n);) ++n;
+  }
+
+  // Generated cases until there are enough cells; before(n) goes before the n-th.
+  template <class Before>
+  void run_generated(const Before& before) {
+    if (!options_.generated) return;
+    // A filter may match no cell of any case: stop looking some time.
+    for (int64_t n = 0; n / 4 <= options_.count && !done(); ++n) {
+      if (!before(n) || done()) return;
+      const int64_t cells = summary_.cells;
+      const bool go_on = run_case(make_case(options_.seed0 + static_cast<uint64_t>(n)));
+      summary_.generated_cells += summary_.cells - cells;
+      if (!go_on) return;
+    }
+  }
 
   // False: stop.
   bool run_case(const Case& c) {
@@ -129,23 +165,33 @@ class Table {
     const std::vector<Cell> cells = cells_of(c);
     if (cells.empty()) return true;
     ++summary_.cases;
+    if (options_.dry) {
+      for (const Cell& cell : cells) count_cell(c, cell);
+      return true;
+    }
     Oracle oracle(c);
     for (const Cell& cell : cells) {
       run_cell(c, oracle, cell);
       if (options_.max_failures > 0 && summary_.failed >= options_.max_failures) return false;
     }
     const double fraction =
-        std::min(1.0, static_cast<double>(summary_.cells) / static_cast<double>(options_.count));
+        std::min(1.0, static_cast<double>(summary_.cells) / static_cast<double>(wanted_));
     return !progress_ || progress_(summary_, fraction);
   }
 
   // All cells of the product that the filter accepts or, unfiltered, a sample: C++ with every
-  // algorithm on two instruction sets, C and the command line with one each.
+  // algorithm on two instruction sets, C and the command line with one each. In a slice: C++ with
+  // every algorithm on one instruction set, and C or the command line.
   std::vector<Cell> cells_of(const Case& c) const {
     std::vector<Cell> cells;
     Random random(mix_seed(c.seed, 3));
     const bool product = options_.product || filter_.any();
+    const bool fewer = slice_ && !product;
+    const bool over_c = random.chance(0.5) || !cli_can_express(c);
     for (Entry entry : options_.entries) {
+      if (fewer && options_.entries.size() == 3 && entry == (over_c ? Entry::kCli : Entry::kC)) {
+        continue;
+      }
       if (entry == Entry::kCli && !cli_can_express(c)) continue;
       if (!filter_.accepts(Filter::kEntry, to_string(entry))) continue;
       const size_t first_algorithm = random.bits() % options_.algorithms.size();
@@ -154,7 +200,7 @@ class Table {
             options_.algorithms[(first_algorithm + n) % options_.algorithms.size()];
         if (!filter_.accepts(Filter::kAlgorithm, attentile::to_string(algorithm))) continue;
         const size_t first_isa = random.bits() % std::max<size_t>(options_.isas.size(), 1);
-        const size_t wanted = entry == Entry::kCpp ? 2 : 1;
+        const size_t wanted = entry == Entry::kCpp && !fewer ? 2 : 1;
         for (size_t m = 0; m < options_.isas.size(); ++m) {
           const Isa isa = options_.isas[(first_isa + m) % options_.isas.size()];
           if (!filter_.accepts(Filter::kIsa, attentile::to_string(isa))) continue;
@@ -166,13 +212,17 @@ class Table {
     return cells;
   }
 
-  void run_cell(const Case& c, Oracle& oracle, const Cell& cell) {
+  void count_cell(const Case& c, const Cell& cell) {
     ++summary_.cells;
     ++summary_.by_entry[to_string(cell.entry)];
     ++summary_.by_tier[to_string(c.tier)];
     ++summary_.by_dtype[short_name(c.dtype)];
     ++summary_.by_isa[attentile::to_string(cell.isa)];
     for (const std::string& feature : features_of(c)) ++summary_.by_feature[feature];
+  }
+
+  void run_cell(const Case& c, Oracle& oracle, const Cell& cell) {
+    count_cell(c, cell);
     if (!oracle.status.ok()) {
       fail(c, cell, "the oracle: " + oracle.status.message());
       return;
@@ -229,6 +279,8 @@ class Table {
   Options options_;
   const ProgressCallback& progress_;
   Filter filter_;
+  bool slice_ = false;
+  int64_t wanted_ = 1;  // cells, at least
   Summary summary_;
 };
 
@@ -247,10 +299,11 @@ std::optional<Case> find_case(const std::string& name) {
   for (const Case& c : named_cases()) {
     if (c.name == name) return c;
   }
-  const bool digits = !name.empty() && name.size() <= 19 &&
-                      name.find_first_not_of("0123456789") == std::string::npos;
-  if (!digits) return std::nullopt;
-  return make_case(std::stoull(name));
+  uint64_t seed = 0;
+  const char* end = name.data() + name.size();
+  const auto [stop, error] = std::from_chars(name.data(), end, seed);
+  if (error != std::errc() || stop != end) return std::nullopt;
+  return make_case(seed);
 }
 
 Summary run(const Options& options, const ProgressCallback& progress) {

@@ -26,11 +26,15 @@ struct Cell {
 };
 
 struct Options {
-  int64_t count = 4000;   // cells to run; with a filter, the most
-  uint64_t seed0 = 1;     // seed of the first generated case; the next have seed0 + 1, ...
-  bool named = true;      // the hand-written cases first
-  bool generated = true;  // then generated ones until count is reached
+  // Cells of generated cases to run; those of the hand-written cases come first and on top. A count
+  // below the size of the hand-written table asks for a slice: so many cells in all, alternately of
+  // a hand-written case (spread over their list) and of a generated one, fewer cells per case.
+  int64_t count = 4000;
+  uint64_t seed0 = 1;     // seed of the first generated case; the next have seed0 + 1, ... mod 2^64
+  bool named = true;      // the hand-written cases
+  bool generated = true;  // the generated ones
   bool product = false;   // every entry x algorithm x ISA of each case, else a sample of them
+  bool dry = false;       // count the cells that would run, run none
   // key=value pairs joined by '/': case (a seed or a name), entry (cpp, c, cli), algorithm, isa,
   // dtype, tier. With a filter every matching cell runs, sampled or not.
   std::string filter;
@@ -50,7 +54,8 @@ struct Failure {
 struct Summary {
   Status status;  // not ok: the request itself was wrong (a bad filter), nothing ran
   int64_t cases = 0;
-  int64_t cells = 0;  // run: passed + failed + refused
+  int64_t cells = 0;            // run: passed + failed + refused
+  int64_t generated_cells = 0;  // of these, of generated cases
   int64_t passed = 0;
   int64_t failed = 0;
   int64_t refused = 0;                         // kUnsupported

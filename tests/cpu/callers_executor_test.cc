@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "cpu/executor_test_util.h"
+#include "memory.h"
 
 namespace attentile::cpu {
 namespace {
@@ -35,6 +36,17 @@ TEST(CallersExecutor, RefusingIsNoError) {
   const Executor none{.context = nullptr, .num_threads = 4, .submit = nullptr};
   context.executor = &none;
   EXPECT_EQ(parallel_sum(context, 4, 100), 5050);
+}
+
+TEST(CallersExecutor, RefusingLeavesNothingAllocated) {
+  Executor refusing;
+  refusing.num_threads = 4;
+  refusing.submit = [](void*, void (*)(void*), void*) { return 1; };
+  ExecutionContext context;
+  context.executor = &refusing;
+  const int64_t live = internal::live_allocation_count();
+  for (int round = 0; round < 100; ++round) EXPECT_EQ(parallel_sum(context, 4, 100), 5050);
+  EXPECT_LE(internal::live_allocation_count(), live);  // less: helpers of other tests let go
 }
 
 TEST(CallersExecutor, TasksMayRunLongAfterTheCall) {

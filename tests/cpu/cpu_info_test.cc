@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <fstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -36,6 +37,32 @@ TEST(CpuInfo, IsPlausibleAndStable) {
     });
   }
   for (std::thread& thread : threads) thread.join();
+}
+
+// Bytes of the data or unified cache of a level as the kernel tells them; 0 where it does not.
+int64_t told_cache_bytes(int level) {
+  for (int index = 0; index < 16; ++index) {
+    const std::string folder =
+        "/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index) + "/";
+    std::string type, size;
+    int found = 0;
+    std::ifstream(folder + "level") >> found;
+    std::ifstream(folder + "type") >> type;
+    std::ifstream(folder + "size") >> size;
+    if (found != level || type == "Instruction" || size.empty()) continue;
+    const int64_t unit = size.back() == 'K' ? 1024 : (size.back() == 'M' ? 1024 * 1024 : 1);
+    return std::stoll(size) * unit;
+  }
+  return 0;
+}
+
+TEST(CpuInfo, CacheSizesAreThoseOfTheKernel) {
+  const int64_t told[] = {told_cache_bytes(1), told_cache_bytes(2), told_cache_bytes(3)};
+  if (told[0] == 0) GTEST_SKIP() << "this machine tells no cache sizes";
+  const CpuInfo info = cpu_info();
+  if (told[0] >= (4 << 10) && told[0] <= (1 << 20)) EXPECT_EQ(info.l1d_bytes, told[0]);
+  if (told[1] >= (64 << 10) && told[1] <= (256 << 20)) EXPECT_EQ(info.l2_bytes, told[1]);
+  if (told[2] > 0) EXPECT_EQ(info.l3_bytes, told[2]);
 }
 
 TEST(CpuInfo, InstructionSetsImplyEachOther) {

@@ -4,7 +4,10 @@
 #include "cpu/executor.h"
 
 #include <gtest/gtest.h>
+#include <pthread.h>
 #include <sched.h>
+#include <signal.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -166,6 +169,17 @@ TEST(Cancellation, EndsWaitsForATurn) {
   });
   EXPECT_EQ(status.code(), StatusCode::kCancelled);
   EXPECT_EQ(passed, 0);
+  EXPECT_FALSE(log.other_thread);
+}
+
+TEST(Cancellation, TellsHowFarTheCallHadCome) {
+  ExecutionContext context;
+  context.poll = [](void*, double fraction) { return fraction >= 0.25 ? 3 : 0; };
+  const Status status = run(context, 1, 8, [](int64_t task, int worker, Progress& progress) {
+    while (task == 2 && progress.keep_going(worker)) std::this_thread::yield();
+    if (!progress.cancelled()) progress.add(1.0);
+  });
+  EXPECT_EQ(status.message(), "poll: returned 3, so the call was cancelled at 25.0 %");
 }
 
 TEST(Cancellation, AStoppedProgressRunsNothingMore) {
@@ -242,6 +256,25 @@ TEST(Polling, GoesOnWhileTheCallerWaitsForAHelper) {
   EXPECT_GE(log.calls, 6);
 }
 
+TEST(Polling, AHelperThatWaitsForItsTurnDoesNotPoll) {
+  PollLog log;
+  const std::thread::id caller = std::this_thread::get_id();
+  std::atomic<int> begun{0};
+  std::atomic<int32_t> turn{0};
+  const Status status = run(log.context(), 2, 2, [&](int64_t, int worker, Progress& progress) {
+    begun.fetch_add(1);
+    while (begun < 2) std::this_thread::yield();
+    if (std::this_thread::get_id() != caller) {
+      EXPECT_TRUE(wait_for_turn(turn, 1, progress, worker));
+      return;
+    }
+    std::this_thread::sleep_for(milliseconds(60));  // long enough for a poll to be due
+    pass_turn(turn, 0);
+  });
+  EXPECT_TRUE(status.ok());
+  EXPECT_FALSE(log.other_thread);
+}
+
 TEST(Polling, FractionIsClampedAndIgnoresNonsense) {
   Progress progress({}, 10.0);
   EXPECT_EQ(progress.fraction(), 0.0);
@@ -292,18 +325,71 @@ TEST(WorkerCount, FollowsTheContext) {
   EXPECT_EQ(worker_count(context), 1);
 }
 
-TEST(WorkerCount, FollowsTheAffinityOfTheThread) {
-  std::thread([] {
-    cpu_set_t mask;
-    ASSERT_EQ(sched_getaffinity(0, sizeof mask, &mask), 0);
-    EXPECT_EQ(usable_cores(), CPU_COUNT(&mask));
+// Runs body on a thread that is pinned to one core.
+template <class Body>
+void on_a_pinned_thread(Body body) {
+  std::thread([&body] {
     const int core = sched_getcpu();
+    cpu_set_t mask;
     CPU_ZERO(&mask);
     CPU_SET(static_cast<size_t>(core), &mask);
     ASSERT_EQ(sched_setaffinity(0, sizeof mask, &mask), 0);
-    EXPECT_EQ(usable_cores(), 1);
-    EXPECT_EQ(worker_count({}), 1);
+    body();
   }).join();
+}
+
+TEST(WorkerCount, APinnedThreadDoesNotStandForTheProcess) {
+  const int cores = usable_cores();
+  cpu_set_t mask;
+  ASSERT_EQ(sched_getaffinity(getpid(), sizeof mask, &mask), 0);
+  EXPECT_EQ(cores, CPU_COUNT(&mask));
+  on_a_pinned_thread([&] {
+    EXPECT_EQ(worker_count({}), cores);
+    QueueExecutor queue;
+    ExecutionContext context = queue.context();
+    EXPECT_EQ(worker_count(context), 8);
+    context.num_threads = 5;
+    EXPECT_EQ(worker_count(context), 5);
+  });
+}
+
+TEST(WorkerCount, ThreadsOfThePoolUseTheCoresOfTheProcess) {
+  // More helpers than any call of this program before, so that a pinned thread starts the last.
+  constexpr int kWorkers = 40;
+  on_a_pinned_thread([] {
+    const std::thread::id caller = std::this_thread::get_id();
+    std::atomic<int> arrived{0};
+    std::atomic<int> few{0};
+    EXPECT_TRUE(run({}, kWorkers, kWorkers, [&](int64_t, int, Progress&) {
+                  cpu_set_t mask;
+                  const bool read = sched_getaffinity(0, sizeof mask, &mask) == 0;
+                  const bool helper = std::this_thread::get_id() != caller;
+                  if (helper && (!read || CPU_COUNT(&mask) != usable_cores())) few.fetch_add(1);
+                  arrived.fetch_add(1);
+                  while (arrived < kWorkers) std::this_thread::yield();
+                }).ok());
+    EXPECT_EQ(few, 0);
+  });
+}
+
+TEST(Threads, OfThePoolLeaveSignalsToTheCaller) {
+  const std::thread::id caller = std::this_thread::get_id();
+  std::atomic<int> arrived{0};
+  sigset_t blocked;
+  sigemptyset(&blocked);
+  EXPECT_TRUE(run({}, 2, 2, [&](int64_t, int, Progress&) {
+                if (std::this_thread::get_id() != caller) {
+                  pthread_sigmask(SIG_SETMASK, nullptr, &blocked);
+                }
+                arrived.fetch_add(1);
+                while (arrived < 2) std::this_thread::yield();
+              }).ok());
+  for (const int asynchronous : {SIGINT, SIGTERM, SIGUSR1, SIGALRM, SIGCHLD}) {
+    EXPECT_EQ(sigismember(&blocked, asynchronous), 1) << asynchronous;
+  }
+  for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGPROF}) {
+    EXPECT_EQ(sigismember(&blocked, fault), 0) << fault;
+  }
 }
 
 TEST(FloatEnvironment, EveryWorkerHasTheDefaultAndTheCallerGetsItsOwnBack) {

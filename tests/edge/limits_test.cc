@@ -357,6 +357,9 @@ const Change kScales[] = {
      }},
     {"softcap_tiny", [](Case& c) { c.softcap = 1e-3; }},
     {"softcap_huge", [](Case& c) { c.softcap = 1e6; }},
+    {"softcap_beyond_float", [](Case& c) { c.softcap = 1e39; }},
+    {"softcap_far_beyond_float", [](Case& c) { c.softcap = 1e300; }},
+    {"softcap_below_float", [](Case& c) { c.softcap = 1e-46; }},
     {"softcap_saturates",
      [](Case& c) {
        c.softcap = 5.0;

@@ -70,6 +70,7 @@ const Shape kShapes[] = {
        c.dropout_p = 0.4;
        c.dropout_seed = 11;
      }},
+    {"capped", [](Case& c) { c.softcap = 3.0; }},
 };
 
 // The tainted element: batch entry 1, query head 1 (KV head 0), query 20, key 44.
@@ -202,6 +203,8 @@ TEST_P(VisibleNaN, StaysInItsRows) {
   for (DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat64}) {
     if (taint.overflow && dtype == DType::kFloat64) continue;  // does not overflow there
     for (const Shape& shape : kShapes) {
+      // The cap makes an infinite product finite again.
+      if (taint.overflow && std::string(shape.name) == "capped") continue;
       SCOPED_TRACE(std::string(to_string(dtype)) + " " + shape.name);
       const Expectation e = make_expectation(shape, taint, dtype);
       const Values bad = tainted_values(e, taint);

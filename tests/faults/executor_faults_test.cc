@@ -94,6 +94,20 @@ TEST(ExecutorFaults, EachThreadCreationFails) {
   }
 }
 
+TEST(ExecutorFaults, AFailedThreadLeavesNothingAllocated) {
+  const ChildResult child = run_in_child([] {
+    const int64_t live = internal::live_allocation_count();
+    const ThreadFailure failure(0);
+    for (int round = 0; round < 20; ++round) {
+      if (parallel_sum(8) != kSum) return 1;
+    }
+    if (ThreadFailure::attempts() < 20) return 2;
+    return internal::live_allocation_count() <= live ? 0 : 3;
+  });
+  EXPECT_TRUE(child.ended);
+  EXPECT_EQ(child.exit_status, 0);
+}
+
 TEST(ExecutorFaults, EachAllocationFails) {
   // The job's record and the record of each thread.
   for (int64_t k = 0; k < 10; ++k) {
@@ -182,6 +196,35 @@ TEST(ExecutorFork, InsidePollTheChildGivesUpAndTheParentGoesOn) {
   }
   EXPECT_TRUE(status.ok());
   EXPECT_EQ(ran, 200);
+  const ChildResult child = wait_for_child(forked.child);
+  EXPECT_TRUE(child.ended);
+  EXPECT_EQ(child.exit_status, 0);
+}
+
+TEST(ExecutorFork, InsidePollOfACallWithoutHelpersBothGoOn) {
+  struct Forked {
+    pid_t child = -1;
+    int parent = getpid();
+  } forked;
+  ExecutionContext context;
+  context.poll_data = &forked;
+  context.poll = [](void* data, double) {
+    auto& f = *static_cast<Forked*>(data);
+    if (f.child == -1) f.child = fork();
+    return 0;
+  };
+  int ran = 0;
+  Progress progress(context, 1.0);
+  const Status status = parallel_for(
+      context, 1, 20,
+      [](void* job, int64_t, int worker, Progress& p) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(2));
+        if (p.keep_going(worker)) ++*static_cast<int*>(job);
+      },
+      &ran, progress);
+  if (getpid() != forked.parent) _exit(status.ok() && ran == 20 ? 0 : 1);
+  EXPECT_TRUE(status.ok()) << status.message();
+  EXPECT_EQ(ran, 20);
   const ChildResult child = wait_for_child(forked.child);
   EXPECT_TRUE(child.ended);
   EXPECT_EQ(child.exit_status, 0);

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Fuzz target: any bytes as a command line, one argument a line, run in this process. Sizes and
-// thread counts are cut to one digit and paths to names in a scratch folder, where a tensor file,
-// an array and a bench file wait. Beyond not crashing: the exit status is one of the documented
-// ones, a refusal is exactly one non-empty line on stderr and nothing on stdout, success says
-// nothing on stderr, and a refused call leaves the folder as it was.
+// Fuzz target: any bytes as a command line, one argument a line, run in this process. What follows
+// a line "---" is the contents of the bench file. Sizes and thread counts are cut to one digit and
+// paths to names in a scratch folder, where a tensor file, an array and a bench file wait. Beyond
+// not crashing: the exit status is one of the documented ones, a refusal is exactly one non-empty
+// line on stderr and nothing on stdout, success says nothing on stderr, and a refused call leaves
+// the folder as it was.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -142,12 +143,17 @@ struct Text {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static const Files original = make_folder();
-  std::vector<std::string> words = words_of({reinterpret_cast<const char*>(data), size});
+  constexpr std::string_view kCut = "\n---\n";
+  const std::string_view input(reinterpret_cast<const char*>(data), size);
+  const size_t cut = std::min(input.find(kCut), size);
+  std::vector<std::string> words = words_of(input.substr(0, cut));
   require(fchdir(g_home) == 0);
   if (too_slow(words)) return 0;
   if (!words.empty() && words[0] == "bench") words.insert(words.end(), {"--min-time", "0"});
   if (!words.empty() && words[0] == "verify") words.push_back("--list");
   require(fchdir(g_folder) == 0);
+  if (cut < size) std::ofstream("bench", std::ios::binary) << input.substr(cut + kCut.size());
+  const Files before = files_here();
 
   std::vector<const char*> argv = {"attentile"};
   for (const std::string& word : words) argv.push_back(word.c_str());
@@ -163,7 +169,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   } else {
     require(said.empty());
   }
-  if (status == 2) require(printed.empty() && files_here() == original);
+  if (status == 2) require(printed.empty() && files_here() == before);
   restore(original);
   require(fchdir(g_home) == 0);
   return 0;

@@ -106,6 +106,28 @@ TEST_P(Bitwise, RunToRunThreadsLayoutsAndExecutors) {
   });
 }
 
+// Every block of keys adds its share of dq in its turn: with several blocks, and threads that have
+// to wait, no share is lost and none comes early.
+TEST(Bitwise, SharesOfDqAreAddedInTurn) {
+  Case c = conformance::base_case(DType::kFloat32);
+  c.batch = 1;
+  c.seqlen_q = 40;
+  c.seqlen_k = 1100;
+  c.num_heads_q = c.num_heads_kv = 6;
+  const Values values = conformance::make_values(c);
+  for_each_target([&](const Target& target) {
+    if (target.algorithm != Algorithm::kFlash2) return;
+    const CallOptions plain{1, 1, conformance::Placement::kContiguous, nullptr};
+    const Results expected = call(c, values, target, plain);
+    for (int round = 0; round < 10; ++round) {
+      for (int threads : {2, 3, 4, 8, 16}) {
+        ASSERT_TRUE(same_bits(expected, call(c, values, target, {.num_threads = threads})))
+            << threads << " threads, round " << round;
+      }
+    }
+  });
+}
+
 TEST_P(Bitwise, BatchGrownAroundAnEntry) {
   const Case c = seeded_case();
   SCOPED_TRACE(describe(c));

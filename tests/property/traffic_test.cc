@@ -81,14 +81,15 @@ class Measurement {
     block_ = tile;
   }
 
-  Traffic run(Algorithm algorithm, int num_threads = 1) {
+  // Counts in *given, if that is not null.
+  Traffic run(Algorithm algorithm, int num_threads = 1, Traffic* given = nullptr) {
     Traffic traffic;
     ExecutionContext context;
     context.num_threads = num_threads;
-    context.traffic = &traffic;
+    context.traffic = given != nullptr ? given : &traffic;
     const Status status = attention_forward(inputs(), outputs(), options(algorithm), context);
     EXPECT_TRUE(status.ok()) << status.message();
-    return traffic;
+    return *context.traffic;
   }
   Plan plan(Algorithm algorithm, int num_threads = 1) {
     ExecutionContext context;
@@ -234,6 +235,7 @@ TEST(Traffic, StandardAndFlash2CountTheirClosedForms) {
   // again, which shows in the exponent of d.
   const std::vector<double> got = fit_exponents(measured);
   EXPECT_NEAR(got[0], fit_exponents(theory)[0], 0.1) << "N";
+  EXPECT_NEAR(got[1], fit_exponents(theory)[1], 0.1) << "d";
   EXPECT_NEAR(got[0], fit_exponents(closed)[0], 0.1) << "N";
   EXPECT_NEAR(got[1], fit_exponents(closed)[1], 0.1) << "d";
 }
@@ -275,13 +277,57 @@ TEST(Traffic, ABlockPatternScalesItByItsDensity) {
   }
 }
 
-TEST(Traffic, DoesNotDependOnThreads) {
-  Measurement measurement({1024, 64, 8192});
-  for (Algorithm algorithm : {Algorithm::kStandard, Algorithm::kFlash1}) {
-    EXPECT_EQ(total(measurement.run(algorithm, 1)), total(measurement.run(algorithm, 1)));
+// flash1's tiles follow from M alone. standard and flash2 give each task fewer queries when there
+// are more threads to feed, and read K and V once per task: their closed forms at that tile_m.
+TEST(Traffic, DependsOnThreadsOnlyByTheQueriesOfATask) {
+  const Sizes s = {1024, 64, 8192};
+  Measurement measurement(s);
+  const Traffic flash1 = measurement.run(Algorithm::kFlash1, 1);
+  int64_t tile_m = s.n;
+  for (int threads : {1, 2, 3, 8, 16}) {
+    SCOPED_TRACE(std::to_string(threads) + " threads");
+    const Traffic again = measurement.run(Algorithm::kFlash1, threads);
+    EXPECT_EQ(flash1.bytes_read, again.bytes_read);
+    EXPECT_EQ(flash1.bytes_written, again.bytes_written);
+    const Plan standard = measurement.plan(Algorithm::kStandard, threads);
+    const Plan flash2 = measurement.plan(Algorithm::kFlash2, threads);
+    EXPECT_EQ(total(standard_closed_form(s, standard.tile_m)),
+              total(measurement.run(Algorithm::kStandard, threads)));
+    EXPECT_EQ(total(flash2_closed_form(s, flash2.tile_m)),
+              total(measurement.run(Algorithm::kFlash2, threads)));
+    EXPECT_LE(flash2.tile_m, tile_m);
+    tile_m = flash2.tile_m;
   }
-  const Plan two = measurement.plan(Algorithm::kFlash2, 2);
-  EXPECT_EQ(total(two.traffic_flash2), total(measurement.run(Algorithm::kFlash2, 2)));
+  EXPECT_LT(tile_m, measurement.plan(Algorithm::kFlash2, 1).tile_m);
+}
+
+TEST(Traffic, IsThatOfTheLastCallAlone) {
+  const Sizes s = {200, 32, 2048};
+  Measurement measurement(s);
+  for (Algorithm algorithm : {Algorithm::kStandard, Algorithm::kFlash1, Algorithm::kFlash2}) {
+    Traffic traffic = {-5, 1 << 20};
+    const Traffic first = measurement.run(algorithm, 1, &traffic);
+    const Traffic second = measurement.run(algorithm, 1, &traffic);
+    EXPECT_GT(first.bytes_read, 0);
+    EXPECT_EQ(first.bytes_read, second.bytes_read);
+    EXPECT_EQ(first.bytes_written, second.bytes_written);
+  }
+}
+
+// Algorithms without tiles move nothing that is counted, and say so.
+TEST(Traffic, OfReferenceAndMergeIsZero) {
+  Measurement measurement({40, 16, 2048});
+  Traffic traffic = {7, 7};
+  EXPECT_EQ(total(measurement.run(Algorithm::kReference, 1, &traffic)), 0.0);
+  DenseTensor out(DType::kFloat32, {1, 4, 1, 8}), lse(DType::kFloat32, {1, 1, 4});
+  DenseTensor merged = out, merged_lse = lse;
+  ExecutionContext context;
+  traffic = {7, 7};
+  context.traffic = &traffic;
+  const Status status =
+      merge({{out.view(), lse.view()}}, {merged.view(), merged_lse.view()}, context);
+  ASSERT_TRUE(status.ok()) << status.message();
+  EXPECT_EQ(total(traffic), 0.0);
 }
 
 }  // namespace

@@ -288,6 +288,34 @@ TEST(EdgeValues, NanInAVisibleValueStaysInItsColumn) {
   EXPECT_TRUE(std::isnan(after.dk.condition[3 * 2 - 1]));
 }
 
+// An infinite gradient of lse or out may spread NaN to all that its row sees, and to no more; the
+// conditions say where.
+TEST(EdgeValues, InfiniteIncomingGradientsTaintTheirRow) {
+  for (const bool of_lse : {true, false}) {
+    TestProblem test({1, 3, 3, 1, 1, 2, 2});
+    Random random(1);
+    test.fill(&random);
+    test.add_dlse(&random);
+    test.add_sink(&random);
+    test.problem.window_right = 0;
+    const ExactResult before = test.exact();
+    (of_lse ? test.dlse[1] : test.dout[2]) = kInf;  // query 1: sees keys 0 and 1
+    const ExactResult after = test.exact();
+    for (int64_t c = 0; c < 2; ++c) {
+      EXPECT_TRUE(std::isnan(after.dq.condition[2 * 1 + c])) << of_lse;
+      EXPECT_TRUE(std::isnan(after.dk.condition[2 * 0 + c]));
+      EXPECT_TRUE(std::isnan(after.dk.condition[2 * 1 + c]));
+      EXPECT_TRUE(std::isnan(after.dv.condition[2 * 1 + c]));
+      EXPECT_EQ(after.dk.condition[2 * 2 + c], before.dk.condition[2 * 2 + c]);
+      for (int64_t i : {0, 2}) {
+        EXPECT_EQ(after.dq.condition[2 * i + c], before.dq.condition[2 * i + c]);
+        EXPECT_EQ(after.dq.at(0, i, 0, c), before.dq.at(0, i, 0, c));
+      }
+    }
+    EXPECT_TRUE(std::isnan(after.dsink.condition[0]));
+  }
+}
+
 TEST(EdgeValues, NanAtAWeightOfZeroCountsAsSeen) {
   Scalar test({1}, {-kInf, 2}, {NAN, 4});
   EXPECT_TRUE(std::isnan(test.exact().out.at(0, 0, 0, 0)));

@@ -36,6 +36,8 @@ std::vector<BadCall> bad_terms();    // bias, mask, sink, alibi_slopes, block_ma
 std::vector<BadCall> bad_lengths();  // index arrays
 std::vector<BadCall> bad_options();  // scalars, enums, execution context
 std::vector<BadCall> bad_sharing();  // outputs that share memory
-std::vector<BadCall> bad_structs();  // the C ABI's own
+std::vector<BadCall> bad_workspaces();  // a workspace that lies in a tensor
+std::vector<BadCall> two_mistakes();    // which of two is told
+std::vector<BadCall> bad_structs();     // the C ABI's own
 
 }  // namespace attentile::test

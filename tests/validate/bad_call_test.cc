@@ -17,8 +17,8 @@ namespace {
 
 std::vector<BadCall> all_bad_calls() {
   std::vector<BadCall> all;
-  for (auto* part :
-       {bad_views, bad_tokens, bad_terms, bad_lengths, bad_options, bad_sharing, bad_structs}) {
+  for (auto* part : {bad_views, bad_tokens, bad_terms, bad_lengths, bad_options, bad_sharing,
+                     bad_workspaces, bad_structs, two_mistakes}) {
     for (BadCall& bad : part()) all.push_back(std::move(bad));
   }
   return all;
@@ -31,7 +31,13 @@ Status validate(const SampleCall& call, Check check) {
           ? validate_backward(call.cpp_inputs(), call.cpp_outputs(), call.cpp_gradients(),
                               call.cpp_options(), check)
           : validate_forward(call.cpp_inputs(), call.cpp_outputs(), call.cpp_options(), check);
-  return problem.ok() ? validate_context(call.cpp_context(&executor)) : problem.status();
+  if (!problem.ok()) return problem.status();
+  const ExecutionContext context = call.cpp_context(&executor);
+  const Status status = validate_context(context);
+  if (!status.ok() || check == Check::kPlan) return status;
+  const AttentionGradients gradients = call.cpp_gradients();
+  return validate_workspace(call.cpp_inputs(), call.cpp_outputs(),
+                            call.backward() ? &gradients : nullptr, context);
 }
 
 Status call_cpp(const SampleCall& call) {

@@ -79,6 +79,8 @@ std::vector<BadMerge> bad_merges() {
        "result.lse: seqlen_q is 2, but result.out has seqlen_q 3"},
       {"result_head_dim", [](SampleMerge& m) { m.out.shape[3] = 0; },
        "result.out: head_dim_v is 0, but it must be in [1, 512]"},
+      {"result_head_dim_too_large", [](SampleMerge& m) { m.out.shape[3] = 513; },
+       "result.out: head_dim_v is 513, but it must be in [1, 512]"},
       {"part_out_missing", [](SampleMerge& m) { m.states[0].out = nullptr; },
        "parts[0].out: is missing, but it must be given"},
       {"part_lse_missing", [](SampleMerge& m) { m.states[1].lse = nullptr; },
@@ -162,6 +164,20 @@ TEST(ValidateMerge, AcceptsInPlacePackedAndNoParts) {
   }
   call.result.out = &call.out;
   call.result.lse = &call.lse;
+  EXPECT_EQ(call.merge_c(), ATTENTILE_OK) << attentile_last_error();
+}
+
+// Strides of dimensions of size 1 say nothing about where the elements are.
+TEST(ValidateMerge, AcceptsInPlaceWhateverTheStridesOfSizeOne) {
+  SampleMerge call;
+  for (attentile_tensor* t :
+       {&call.part_out[0], &call.part_out[1], &call.part_lse[0], &call.part_lse[1]}) {
+    t->shape[0] = 1;
+  }
+  call.out = call.part_out[0];
+  call.lse = call.part_lse[0];
+  call.out.stride[0] = 7;
+  call.lse.stride[0] = -1;
   EXPECT_EQ(call.merge_c(), ATTENTILE_OK) << attentile_last_error();
 }
 

@@ -66,23 +66,29 @@ std::vector<BadCall> bad_options() {
       {"dropout_heads_negative", d, [](SampleCall& c) { c.options.dropout_num_heads_q = -4; },
        kInvalid, "dropout_num_heads_q: is -4, but it must be at least 0"},
       {"dropout_heads_too_few", d, [](SampleCall& c) { c.options.dropout_num_heads_q = 3; },
-       kInvalid, "dropout_num_heads_q: is 3, but head_base is 0 and q has num_heads_q 4"},
+       kInvalid,
+       "dropout_num_heads_q: is 3, but it must be at least 4: head_base is 0 and q has num_heads_q "
+       "4"},
       {"dropout_heads_below_base", d,
        [](SampleCall& c) {
          c.options.head_base = 8;
          c.options.dropout_num_heads_q = 11;
        },
-       kInvalid, "dropout_num_heads_q: is 11, but head_base is 8 and q has num_heads_q 4"},
+       kInvalid,
+       "dropout_num_heads_q: is 11, but it must be at least 12: head_base is 8 and q has "
+       "num_heads_q 4"},
       {"dropout_heads_missing_for_base", d, [](SampleCall& c) { c.options.head_base = 4; },
-       kInvalid, "dropout_num_heads_q: is 0, but head_base is 4 and q has num_heads_q 4"},
+       kInvalid,
+       "dropout_num_heads_q: is 0, but it must be at least 8: head_base is 4 and q has num_heads_q "
+       "4"},
       {"dropout_heads_base_at_limit", d,
        [](SampleCall& c) {
          c.options.head_base = kMax;
          c.options.dropout_num_heads_q = kMax;
        },
        kInvalid,
-       "dropout_num_heads_q: is 9223372036854775807, but head_base is 9223372036854775807 and q "
-       "has num_heads_q 4"},
+       "head_base: is 9223372036854775807, but with the num_heads_q 4 of q it must stay below "
+       "2^63"},
       {"block_size_q_negative", d, [](SampleCall& c) { c.options.block_size_q = -1; }, kInvalid,
        "block_size_q: is -1, but it must be at least 0"},
       {"block_size_k_negative", d, [](SampleCall& c) { c.options.block_size_k = -64; }, kInvalid,

@@ -305,5 +305,50 @@ TEST(Problem, KeepIsNotLookedAtInBackward) {
   EXPECT_FALSE(problem_of(call).keep.present);
 }
 
+// A workspace may lie in the gaps of a strided tensor, and right beside one.
+TEST(Problem, WorkspaceBetweenTheRowsOfATensor) {
+  SampleCall call(Base::kDense);
+  std::vector<float> wide(2 * 3 * 4 * 1024);
+  call.q.data = wide.data();
+  call.q.stride[2] = 1024;
+  call.q.stride[1] = 4 * 1024;
+  call.q.stride[0] = 3 * 4 * 1024;
+  ASSERT_TRUE(validate(call).ok());
+  ExecutionContext context;
+  const auto check = [&](int64_t from, int64_t to) {
+    context.workspace = wide.data() + from;
+    context.workspace_bytes = (to - from) * 4;
+    return validate_workspace(call.cpp_inputs(), call.cpp_outputs(), nullptr, context);
+  };
+  EXPECT_TRUE(check(8, 1024).ok());
+  EXPECT_FALSE(check(7, 1024).ok());
+  EXPECT_FALSE(check(8, 1025).ok());
+  EXPECT_TRUE(check(23 * 1024 + 8, 24 * 1024).ok());
+  context.workspace_bytes = 0;
+  context.workspace = call.out.data;
+  EXPECT_TRUE(validate_workspace(call.cpp_inputs(), call.cpp_outputs(), nullptr, context).ok());
+}
+
+// Sizes whose product no int64 holds: the helper computes no stride that it cannot, and the call
+// refuses the view.
+TEST(ContiguousView, StridesSaturate) {
+  const int64_t n = int64_t{1} << 40;
+  const TensorView view = contiguous_view(nullptr, DType::kFloat32, {4, n, n, 4});
+  EXPECT_EQ(view.stride[3], 1);
+  EXPECT_EQ(view.stride[2], 4);
+  EXPECT_EQ(view.stride[1], 4 * n);
+  EXPECT_EQ(view.stride[0], kMax);
+  SampleCall call(Base::kDense);
+  AttentionInputs inputs = call.cpp_inputs();
+  inputs.q = view;
+  const Status status =
+      validate_forward(inputs, call.cpp_outputs(), call.cpp_options(), Check::kPlan).status();
+  EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(status.message(),
+            "q: shape is [4, 1099511627776, 1099511627776, 4] of float32, but the elements must be "
+            "fewer than 2^63 bytes");
+  EXPECT_EQ(contiguous_view(nullptr, DType::kFloat32, {n, 0, n, n}).stride[0], kMax);
+}
+
 }  // namespace
 }  // namespace attentile::test

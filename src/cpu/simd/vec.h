@@ -11,8 +11,10 @@
 //   select_lt(a, b, x, y)          a < b ? x : y, so y where either is NaN
 //   any_lt(a, b)                   whether a < b in some lane
 //   abs(a)  round(a)               round: nearest integer, ties to even, float only
-//   scale2(a, n)                   a * 2^n for integral n in [-200, 128], float only; gradual
-//   underflow load_f16(p) load_bf16(p)       float only: kLanes 16-bit values, widened
+//   scale2(a, n)                   a * 2^n for integral n in [-200, 128], float only; underflow is
+//                                  gradual
+//   load_f16(p) load_bf16(p)       float only: kLanes 16-bit values, widened
+//   store_f16(p) store_bf16(p)     float only: rounded to nearest, ties to even
 #pragma once
 
 #include <cmath>
