@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mutation check: does the unmodified test suite notice each small mistake of tests/mutants/?
 
-    python3 tools/mutate.py [--only PART_OF_NAME]... [--jobs N] [--compiler CXX]
+    python3 tools/mutate.py [--only PART_OF_NAME]... [--resume] [--jobs N] [--compiler CXX]
     python3 tools/mutate.py --make NAME FILE OLD NEW WHAT     writes tests/mutants/NAME.patch
 
 A mutant is a one-hunk patch to a product file, preceded by a header of `Key: value` lines:
@@ -13,13 +13,15 @@ A mutant is a one-hunk patch to a product file, preceded by a header of `Key: va
 
 The tree is copied to build/mutants/tree and built there once; its suite must pass. Then each mutant
 in turn is applied, the test programs are rebuilt and run, fastest first, until one fails. Prints
-who killed each, writes build/mutants/result.json, and exits 1 if a mutant survived without a reason
+who killed each, writes build/mutants/result.json (--resume keeps what it says of patches that have
+not changed since, for a run that was cut short), and exits 1 if a mutant survived without a reason
 or was killed although its header says it survives. Compiling dominates: ccache makes the way back
 to the unmodified source free.
 """
 
 import argparse
 import difflib
+import hashlib
 import json
 import os
 import re
@@ -67,6 +69,7 @@ class Mutant:
         self.path = path
         self.name = path.stem
         text = path.read_text()
+        self.digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         header = text[:text.index("--- ")]
         fields = dict(re.findall(r"^(\w+): (.*)$", header, flags=re.MULTILINE))
         self.what = fields["Mutant"]
@@ -155,6 +158,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", action="append", default=[], help="part of a mutant's name")
     parser.add_argument("--make", nargs=5, metavar=("NAME", "FILE", "OLD", "NEW", "WHAT"))
+    parser.add_argument("--resume", action="store_true", help="judge only what is not judged yet")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--compiler", default=shutil.which("clang++-19") or "c++")
     arguments = parser.parse_args()
@@ -165,6 +169,9 @@ def main():
     mutants = [Mutant(path) for path in sorted((ROOT / "tests" / "mutants").glob("*.patch"))]
     if arguments.only:
         mutants = [m for m in mutants if any(part in m.name for part in arguments.only)]
+    judged = {}
+    if arguments.resume and (WORK / "result.json").exists():
+        judged = {r["digest"]: r for r in json.loads((WORK / "result.json").read_text())}
     TREE.mkdir(parents=True, exist_ok=True)
     copy_tree()
     status, out = run("cmake", "-S", TREE, "-B", BUILD, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
@@ -177,6 +184,11 @@ def main():
 
     results, bad = [], 0
     for mutant in mutants:
+        if mutant.digest in judged:
+            result = judged[mutant.digest]
+            bad += result["verdict"] != result["expected"]
+            results.append(result)
+            continue
         start = time.monotonic()
         mutant.apply()
         try:
@@ -185,7 +197,8 @@ def main():
             mutant.apply("-R")
         expected = "survived" if mutant.survives else "killed"
         bad += verdict != expected
-        results.append({"name": mutant.name, "file": mutant.file, "mutant": mutant.what,
+        results.append({"name": mutant.name, "digest": mutant.digest, "file": mutant.file,
+                        "mutant": mutant.what,
                         "verdict": verdict, "detail": detail, "expected": expected,
                         "seconds": round(time.monotonic() - start, 1)})
         print(f"{mutant.name:36} {verdict:9} {detail}", flush=True)
