@@ -18,7 +18,7 @@ constexpr int64_t kGroupsPerCheck = 1024;  // about 100 us of work
 uint32_t keep_bits(const Dropout& dropout, uint64_t first, uint32_t row, uint32_t stream) {
   uint32_t bits = 0;
   for (uint32_t pair = 0; pair < 4; ++pair) {
-    const uint32_t column = Dropout::column(first + 2 * pair);
+    const uint32_t column = Dropout::column(first + uint64_t{2} * pair);
     const Philox4 random =
         philox4x32_10({{column, row, stream, dropout.offset_low}}, dropout.key0, dropout.key1);
     for (uint32_t word = 0; word < 4; ++word) {

@@ -22,7 +22,7 @@ def declared():
     names = set()
     for header, prefix in (("attention.h", "attentile::"), ("c_api.h", "")):
         text = re.sub(r"//[^\n]*|/\*.*?\*/", "", (INCLUDE / header).read_text(), flags=re.DOTALL)
-        pattern = r"^[A-Za-z_][\w:<>*& ]*[ *&](\w+)\((?:[^;{}]|\{\})*\);"
+        pattern = r"^[A-Za-z_][\w:<>*& ]*[ *&](\w+)\((?:[^;{}]|\{\})*\)(?: noexcept)?;"
         for match in re.finditer(pattern, text, flags=re.MULTILINE):
             if not match.group().startswith(("typedef", "using", "#")):
                 names.add(prefix + match.group(1))

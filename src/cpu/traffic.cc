@@ -132,7 +132,8 @@ Bytes forward_bytes(const Problem& p, const CpuPlan& plan, const HeadCounter& co
   bytes.written = rows * (p.head_dim_v * itemsize + (p.lse.present ? value_bytes : 0));
   if (plan.algorithm == Algorithm::kStandard) {
     const __int128 scores = rows * s.seqlen_k;
-    const __int128 blocks = ceil_div(s.seqlen_q, plan.tile_m) * p.num_heads_q;
+    const __int128 blocks =
+        static_cast<__int128>(ceil_div(s.seqlen_q, plan.tile_m)) * p.num_heads_q;
     bytes.read =
         rows * q_bytes + blocks * s.seqlen_k * kv_bytes + scores * (2 * itemsize + score_bytes);
     bytes.written += 2 * scores * itemsize;

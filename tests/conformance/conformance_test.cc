@@ -86,7 +86,9 @@ TEST(Conformance, Table) {
   }
   EXPECT_GE(summary.cells, options.count);
   EXPECT_EQ(summary.failed, 0);
-  if (options.count >= 4000) EXPECT_GE(summary.generated_cells, options.count);
+  if (options.count >= 4000) {
+    EXPECT_GE(summary.generated_cells, options.count);
+  }
   const std::set<std::string> expected = refused_list();
   for (const auto& [reason, count] : summary.refusals) {
     EXPECT_TRUE(expected.count(reason)) << count << " cells refused: " << reason;

@@ -60,9 +60,15 @@ TEST(CpuInfo, CacheSizesAreThoseOfTheKernel) {
   const int64_t told[] = {told_cache_bytes(1), told_cache_bytes(2), told_cache_bytes(3)};
   if (told[0] == 0) GTEST_SKIP() << "this machine tells no cache sizes";
   const CpuInfo info = cpu_info();
-  if (told[0] >= (4 << 10) && told[0] <= (1 << 20)) EXPECT_EQ(info.l1d_bytes, told[0]);
-  if (told[1] >= (64 << 10) && told[1] <= (256 << 20)) EXPECT_EQ(info.l2_bytes, told[1]);
-  if (told[2] > 0) EXPECT_EQ(info.l3_bytes, told[2]);
+  if (told[0] >= (4 << 10) && told[0] <= (1 << 20)) {
+    EXPECT_EQ(info.l1d_bytes, told[0]);
+  }
+  if (told[1] >= (64 << 10) && told[1] <= (256 << 20)) {
+    EXPECT_EQ(info.l2_bytes, told[1]);
+  }
+  if (told[2] > 0) {
+    EXPECT_EQ(info.l3_bytes, told[2]);
+  }
 }
 
 TEST(CpuInfo, InstructionSetsImplyEachOther) {

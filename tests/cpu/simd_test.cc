@@ -35,8 +35,9 @@ std::vector<const SimdOps*> sets() {
 
 class Simd : public ::testing::TestWithParam<const SimdOps*> {};
 
-INSTANTIATE_TEST_SUITE_P(Isa, Simd, ::testing::ValuesIn(sets()),
-                         [](const auto& info) { return std::string(to_string(info.param->isa)); });
+INSTANTIATE_TEST_SUITE_P(Isa, Simd, ::testing::ValuesIn(sets()), [](const auto& parameter) {
+  return std::string(to_string(parameter.param->isa));
+});
 
 // Calls f(inputs, count) for runs of `lanes` inputs, shifted by one each round so that every value
 // meets several lanes; the last run is filled up with the first value.

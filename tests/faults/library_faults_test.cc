@@ -377,8 +377,12 @@ TEST(Cancel, InTheMiddleOfTheOnlyTask) {
     EXPECT_EQ(cancel.calls, 1);
     EXPECT_LT(cancel.last, 1.0) << "the head was computed to its end before anyone asked";
     // What is written last is not written: out and lse, or dq.
-    if (!backward) EXPECT_TRUE(call.results() == before);
-    if (backward) EXPECT_EQ(call.dq.bytes.back(), '\x5a');
+    if (!backward) {
+      EXPECT_TRUE(call.results() == before);
+    }
+    if (backward) {
+      EXPECT_EQ(call.dq.bytes.back(), '\x5a');
+    }
   }
 }
 
