@@ -337,7 +337,7 @@ struct AttentionRow {
     }
     lse_condition = 1 + mean;
     const double amplify = problem.dtype == DType::kFloat64   ? 1
-                           : problem.dtype == DType::kFloat32 ? 0.25  // one unit for each of A
+                           : problem.dtype == DType::kFloat32 ? 0.125  // half a unit for each of A
                                                               : 0;
     const auto weigh = [&](double p, double terms) {
       return p * (1 + amplify * ((1 - p) * terms + std::max(0.0, mean - p * terms)));
