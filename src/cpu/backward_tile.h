@@ -23,13 +23,13 @@ struct BackwardScratch {
   Real* rest = nullptr;    // [lanes], what rounding took from lse, where that matters
   Real* delta = nullptr;   // [lanes]
   Real* snap = nullptr;    // [lanes], rounding error of the exponent
-  Real* sums = nullptr;    // [2][lanes], sum of P dP and of P over this task's keys, for dsink
-  Real* p = nullptr;       // [step_n][lanes]
-  Real* ds = nullptr;      // [step_n][lanes]
-  Real* hide = nullptr;    // [step_n][lanes]
-  Real* extra = nullptr;   // [step_n][lanes], bias, then keep
-  Real* cap = nullptr;     // [step_n][lanes], tanh(S / softcap)
-  Real* lane = nullptr;    // [2][lanes]
+  Real* sums = nullptr;  // [2][lanes], sum of P dP and of P over this task's keys: see summed_delta
+  Real* p = nullptr;     // [step_n][lanes]
+  Real* ds = nullptr;    // [step_n][lanes]
+  Real* hide = nullptr;  // [step_n][lanes]
+  Real* extra = nullptr;  // [step_n][lanes], bias, then keep
+  Real* cap = nullptr;    // [step_n][lanes], tanh(S / softcap)
+  Real* lane = nullptr;   // [2][lanes]
 };
 
 template <class Isa, class Real>

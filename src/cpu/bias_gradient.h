@@ -63,8 +63,8 @@ inline void add_bias_gradient(Worker<Isa, Real>& w, Tile t, const BiasBlock& blo
     j = tile.end;
     t.k0 = tile.begin;
     t.keys = static_cast<int>(tile.end - tile.begin);
-    if (classify<Isa>(p, t) == TileClass::kHidden) continue;
     if (!w.keep_going()) return;
+    if (classify<Isa>(p, t) == TileClass::kHidden) continue;
     if (!loaded) {
       load_backward_panel<Isa, Real>(w, t, r);
       for (int i = 0; sum_keys && i < t.rows; ++i) {
@@ -169,7 +169,9 @@ void sink_gradient_task(void* job, int64_t task, int worker, Progress& progress)
     t.h = task;
     t.s = &s;
     for (int64_t i = 0; i < s.seqlen_q; ++i) {
-      sum -= sink_weight(w, t, i) * summed_delta(w, t, i);
+      if (i % 1024 == 0 && !w.keep_going()) return;
+      const double weight = sink_weight(w, t, i);
+      if (weight != 0) sum -= weight * summed_delta(w, t, i);  // else delta may be NaN
     }
   }
   *reinterpret_cast<float*>(p.dsink.at(task, 0, 0, 0)) = static_cast<float>(sum + 0.0);

@@ -123,8 +123,9 @@ int64_t workspace_bytes(const Problem& p, const ExecutionContext& context) {
     const int64_t heads = p.dbias_shape[1] == 1 ? 1 : p.group_size;
     slab = product(product(kReal * heads, p.dbias_shape[2]), p.dbias_shape[3]);
   }
-  int64_t shared = kReal * (p.batch + 1);  // the first tasks; backward: sums for dsink
-  if (p.backward) shared = p.dsink.present ? product(2 * kReal * p.num_heads_q, p.batch) : 0;
+  int64_t shared = product(kReal, sum(p.batch, 1));  // the first tasks; backward: sums for dsink
+  if (p.backward)
+    shared = p.dsink.present ? product(product(2 * kReal, p.num_heads_q), p.batch) : 0;
   const int workers = p.backward ? backward_workers(p, context) : forward_workers(p, context);
   const int64_t own = sum(sum(product(longest_seqlen_k(p), per_key), per_column), slab);
   return sum(product(workers, own), shared);

@@ -134,6 +134,13 @@ void add_scores(CaseList& list) {
     c.bias = {true, DType::kFloat16, {2, 1, 33, 1}};
   });
   list.add("bias_scalar", sizes, [](Case& c) { c.bias = {true, DType::kFloat32, {}}; });
+  // dbias is 0 but for rounding, and shows what 16-bit rounding of out leaves in delta.
+  list.add("bias_scalar_bf16_long", {5, 8, 97, 2, 2, 27, 19}, [](Case& c) {
+    c.dtype = DType::kBFloat16;
+    c.fill = Fill::kPeaked;
+    c.dropout_p = 0.3;
+    c.bias = {true, DType::kFloat32, {}};
+  });
   list.add("mask_full", sizes, [&](Case& c) { c.mask = whole(DType::kBool); });
   list.add("mask_bytes_per_key", sizes,
            [](Case& c) { c.mask = {true, DType::kUInt8, {2, 1, 1, 65}}; });
