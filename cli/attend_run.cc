@@ -78,8 +78,7 @@ int64_t nans_of(std::string_view name, const Problem& p, const reference::ExactR
 // The comparison of reference::check, with the exact values kept to count NaN.
 void judge_pass(const Problem& problem, const AttendWork& work, const ExecutionContext& context,
                 std::vector<Judged>& judged) {
-  const reference::AccuracyOptions rule{.normal_inputs = work.normal_inputs,
-                                        .stores_scores = problem.algorithm == Algorithm::kStandard};
+  const reference::AccuracyOptions rule{.normal_inputs = work.normal_inputs};
   reference::ExactResult exact;
   reference::ExactResult standard;
   Status status = reference::compute_exact(problem, context, &exact);

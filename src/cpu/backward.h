@@ -22,6 +22,7 @@ namespace attentile::cpu {
 template <class Isa, class Real>
 inline void store_keys(Worker<Isa, Real>& w, const KeyRows& k, Real factor, Real* src) {
   for (int64_t j = k.keys.begin; j < k.keys.end; ++j, src += k.ld) {
+    if (j % kPollRows == 0 && !w.keep_going()) return;
     for (int c = 0; c < k.dim; ++c) src[c] = src[c] * factor + Real{0};
     char* row = k.array.at(k.s.batch_k, k.s.row_k + j, k.head, 0);
     store_row<Isa, Real>(src, row, k.array.dtype, k.array.stride[3], k.dim);
@@ -30,8 +31,8 @@ inline void store_keys(Worker<Isa, Real>& w, const KeyRows& k, Real factor, Real
 }
 
 // Adds r.dq_t (and r.sums) into the panel's when it is this block's turn, and stores dq after the
-// last one.
-// touched: whether r.dq_t holds anything; it is all zeros where the pattern hides the whole block.
+// last one. touched: whether r.dq_t holds anything; it is all zeros where the pattern hides the
+// whole block.
 template <class Isa, class Real>
 inline bool add_dq(Worker<Isa, Real>& w, const Tile& t, int64_t block, bool touched,
                    const BackwardScratch<Real>& r) {
@@ -49,7 +50,7 @@ inline bool add_dq(Worker<Isa, Real>& w, const Tile& t, int64_t block, bool touc
   using V = Vec<Isa, Real>;
   const bool last = block + 1 == blocks.end;
   if (!kernel_wait_for_turn(turn, my_turn, w.progress, w.id)) return false;
-  for (int i = 0; plan.sum_rows && i < t.rows; ++i) {
+  for (int i = 0; r.sums != nullptr && i < t.rows; ++i) {
     Real* cell = row_cell(w, t, t.q0 + i);
     cell[3 * plan.row_stride] += r.sums[i];
     cell[4 * plan.row_stride] += r.sums[t.lanes + i];
@@ -111,7 +112,7 @@ inline bool backward_panel(Worker<Isa, Real>& w, Tile t, int64_t block, KeyRange
   const KeyRange seen = t.s->band.keys(t.q0, t.q0 + t.rows);
   const KeyRange range = {max64(keys.begin, seen.begin), min64(keys.end, seen.end)};
   fill_lanes<Isa, Real>(r.dq_t, p.head_dim * t.lanes, Real{0});
-  fill_lanes<Isa, Real>(r.sums, int64_t{2} * t.lanes, Real{0});
+  if (r.sums != nullptr) fill_lanes<Isa, Real>(r.sums, int64_t{2} * t.lanes, Real{0});
   bool touched = false;
   for (int64_t j = range.begin; j < range.end;) {
     const int64_t end = min64(next_key_tile<Isa>(p, w.plan.step_n, j), range.end);
@@ -139,8 +140,8 @@ inline bool backward_block(Worker<Isa, Real>& w, const Tile& head, int64_t block
                          min64((block + 1) * plan.tile_keys, s.seqlen_k_given)};
   const KeyRange used = {keys.begin, min64(keys.end, s.seqlen_k)};
   const int panel_rows = plan.panel_rows(s.seqlen_q);
-  fill_lanes<Isa, Real>(r.dk, (keys.end - keys.begin) * plan.padded_dim, Real{0});
-  fill_lanes<Isa, Real>(r.dv, (keys.end - keys.begin) * plan.padded_dim_v, Real{0});
+  clear_tile<Isa, Real>(w, r.dk, keys.end - keys.begin, plan.padded_dim);
+  clear_tile<Isa, Real>(w, r.dv, keys.end - keys.begin, plan.padded_dim_v);
   load_block_keys<Isa, Real>(w, head, used, r);
   Tile t = head;
   t.lanes = plan.panel_lanes(panel_rows);

@@ -22,29 +22,30 @@ inline Real* row_cell(const Worker<Isa, Real>& w, const Tile& t, int64_t i) {
                          padded_row<Isa>(w.plan, *t.s, i));
 }
 
-// Whether the row's rest of lse is wanted: a question to the row alone.
+// Whether the row's rest of lse is wanted: a question to the row alone. Where the sink outweighs
+// the keys, lse is far above their logits, and its rounding outweighs theirs sooner.
 template <class Isa>
-inline bool lse_is_large(double lse, double limit) {
+inline bool wants_rest(const Problem& p, int64_t h, double lse) {
+  const bool sunk = sink_logit<Isa>(p, h) > lse - 0.5;
+  const double limit = lse_limit<Isa>(p.dtype) / (sunk ? 4 : 1);
   return std::fabs(lse) > limit && std::fabs(lse) < 1e37;
 }
 
 // Whether the row's weight is all the sink's, or there is none.
 template <class Isa>
 inline bool sees_nothing(const Problem& p, int64_t h, double lse) {
-  if (lse == -std::numeric_limits<double>::infinity()) return true;
-  return p.sink.present && lse == load_scalar<Isa, float>(p.sink.at(h, 0, 0, 0), DType::kFloat32);
+  return lse == -std::numeric_limits<double>::infinity() || lse == sink_logit<Isa>(p, h);
 }
 
-// Recomputes max and sum of the panel's rows and keeps lse - round(lse) for those whose |lse| is
-// above the limit. A given lse that is not the rounded one (it may belong to more keys than these)
+// Recomputes max and sum of the panel's rows and keeps lse - round(lse) for those that want it, or
+// for all. A given lse that is not the rounded one (it may belong to more keys than these)
 // is left, and own[i] says so.
 template <class Isa, class Real>
-inline void refine_lse(Worker<Isa, Real>& w, Tile t, double limit, const BackwardScratch<Real>& r,
+inline void refine_lse(Worker<Isa, Real>& w, Tile t, bool all, const BackwardScratch<Real>& r,
                        bool* own) {
   const Problem& p = w.problem;
   const ScoreScale<Real> scale = make_score_scale<Isa, Real>(p, false);
   const int dim = static_cast<int>(p.head_dim);
-  const bool biased = p.bias.present || p.alibi_slopes.present;
   Panel<Real> panel;
   panel.q0 = t.q0;
   panel.rows = t.rows;
@@ -63,23 +64,10 @@ inline void refine_lse(Worker<Isa, Real>& w, Tile t, double limit, const Backwar
     const TileClass tile_class = classify<Isa>(p, t);
     if (tile_class == TileClass::kHidden) continue;
     if (!w.keep_going()) return;
-    const bool partial = tile_class == TileClass::kPartial;
     load_keys<Isa, Real>(w, {p.k, *t.s, t.b, t.h / p.group_size, keys, dim, w.plan.padded_dim},
                          r.k);
-    gemm<Isa, Real>({.a = r.k,
-                     .a_row = w.plan.padded_dim,
-                     .a_step = 1,
-                     .b = r.q_t,
-                     .b_step = t.lanes,
-                     .c = r.p,
-                     .c_row = t.lanes,
-                     .rows = t.keys,
-                     .cols = t.lanes,
-                     .depth = dim});
-    if (partial) fill_hide<Isa, Real>(w, t, r.hide, r.lane);
-    if (biased) fill_bias<Isa, Real>(w, t, r.extra);
-    apply_score_mods<Isa, Real>(scale, t, biased ? r.extra : nullptr, partial ? r.hide : nullptr,
-                                r.p, nullptr);
+    tile_logits<Isa, Real>(w, t, tile_class == TileClass::kPartial, scale,
+                           score_tile<Isa, Real>(w, r, r.k));
     online_softmax<Isa, Real>(panel, t.keys, 0, scale.exponent, r.p);
   }
   RowEnd rows[kMaxPanelLanes];
@@ -90,7 +78,7 @@ inline void refine_lse(Worker<Isa, Real>& w, Tile t, double limit, const Backwar
     const double magnitude = std::fabs(rows[i].lse());
     // The logarithm of the sum has an error of its own, whatever the magnitude of lse.
     own[i] = std::fabs(rest) <= (magnitude + 4) * std::numeric_limits<Real>::epsilon();
-    if (own[i] && lse_is_large<Isa>(cell[0], limit)) {
+    if (own[i] && (all ? std::isfinite(cell[0]) : wants_rest<Isa>(p, t.h, cell[0]))) {
       cell[2 * w.plan.row_stride] = static_cast<Real>(rest);
     }
   }
@@ -172,7 +160,7 @@ inline void prepare_panel(Worker<Isa, Real>& w, const Tile& t, const BackwardScr
     cell[w.plan.row_stride] = static_cast<Real>(delta);
     cell[2 * w.plan.row_stride] = 0;
     if (w.plan.sum_rows) cell[3 * w.plan.row_stride] = cell[4 * w.plan.row_stride] = 0;
-    large |= lse_is_large<Isa>(lse, lse_limit<Isa>(p.dtype));
+    large |= wants_rest<Isa>(p, t.h, lse);
   }
   w.count_read(t.rows * static_cast<int64_t>(sizeof(Real)));
   w.count_written(int64_t{3} * t.rows * static_cast<int64_t>(sizeof(Real)));
@@ -183,10 +171,7 @@ inline void prepare_panel(Worker<Isa, Real>& w, const Tile& t, const BackwardScr
     const bool standard = w.plan.algorithm == Algorithm::kStandard;
     if (!large && !narrow && !standard) return;
     bool own[kMaxPanelLanes] = {};
-    refine_lse<Isa, Real>(w, t, narrow ? 0 : lse_limit<Isa>(p.dtype), r, own);
-    if (standard && size_of(p.dtype) == 2) {  // its lse is that of rounded scores
-      for (bool& row : own) row = true;
-    }
+    refine_lse<Isa, Real>(w, t, narrow, r, own);
     if (narrow || standard) refine_delta<Isa, Real>(w, t, r, own);
     return;
   }

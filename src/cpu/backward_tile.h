@@ -19,14 +19,15 @@ struct BackwardScratch {
   Real* q_t = nullptr;     // [head_dim][lanes]
   Real* dout_t = nullptr;  // [head_dim_v][lanes]
   Real* dq_t = nullptr;    // [head_dim][lanes]: this task's share
-  Real* lse = nullptr;     // [lanes], +inf where a row's weights are all 0
+  Real* lse = nullptr;     // [lanes], kFarthest where a row's weights are all 0
   Real* rest = nullptr;    // [lanes], what rounding took from lse, where that matters
   Real* delta = nullptr;   // [lanes]
   Real* snap = nullptr;    // [lanes], rounding error of the exponent
-  Real* sums = nullptr;  // [2][lanes], sum of P dP and of P over this task's keys: see summed_delta
-  Real* p = nullptr;     // [step_n][lanes]
-  Real* ds = nullptr;    // [step_n][lanes]
-  Real* hide = nullptr;  // [step_n][lanes]
+  Real* sums =
+      nullptr;  // [2][lanes], sum of P dP and of P over this task's keys, or null: see summed_delta
+  Real* p = nullptr;      // [step_n][lanes]
+  Real* ds = nullptr;     // [step_n][lanes]
+  Real* hide = nullptr;   // [step_n][lanes]
   Real* extra = nullptr;  // [step_n][lanes], bias, then keep
   Real* cap = nullptr;    // [step_n][lanes], tanh(S / softcap)
   Real* lane = nullptr;   // [2][lanes]
@@ -50,8 +51,22 @@ inline BackwardScratch<Real> take_backward_scratch(Worker<Isa, Real>& w, int lan
   for (Real** row : {&r.lse, &r.rest, &r.delta, &r.snap}) *row = w.take(lanes);
   for (Real** tile : {&r.p, &r.ds, &r.hide, &r.extra, &r.cap}) *tile = w.take(plan.step_n * lanes);
   r.lane = w.take(2 * lanes);
-  r.sums = w.take(2 * lanes);
+  r.sums = plan.sum_rows ? w.take(2 * lanes) : nullptr;
   return r;
+}
+
+// The score arithmetic's share of the scratch, for keys at k.
+template <class Isa, class Real>
+inline ScoreTile<Real> score_tile(const Worker<Isa, Real>& w, const BackwardScratch<Real>& r,
+                                  const Real* k) {
+  return {.k = k,
+          .k_ld = w.plan.padded_dim,
+          .q_t = r.q_t,
+          .s = r.p,
+          .hide = r.hide,
+          .extra = r.extra,
+          .lane = r.lane,
+          .cap = r.cap};
 }
 
 // Where row i of a sequence lies in the state arrays, counted from the head's first.
@@ -68,6 +83,10 @@ inline double lse_limit(DType dtype) {
   if (dtype == DType::kFloat64) return 0;
   return dtype == DType::kFloat32 ? 16 : 1024;
 }
+
+// Logits are taken for no farther from 0 than this, so that x - lse is a number.
+template <class Real>
+inline constexpr Real kFarthest = std::numeric_limits<Real>::max() / 2;
 
 // What a panel brings to every key tile: q and dout in both layouts, lse, delta; sets t.dead.
 template <class Isa, class Real>
@@ -91,13 +110,13 @@ inline void load_backward_panel(Worker<Isa, Real>& w, Tile& t, const BackwardScr
   for (int i = 0; i < t.lanes; ++i) {
     const Real* row = state + padded_row<Isa>(plan, *t.s, t.q0 + (i < t.rows ? i : 0));
     const bool weightless = i >= t.rows || row[0] == -std::numeric_limits<Real>::infinity();
-    r.lse[i] = weightless ? std::numeric_limits<Real>::infinity() : row[0];
+    r.lse[i] = weightless ? kFarthest<Real> : row[0];
     r.delta[i] = i < t.rows ? row[plan.row_stride] : Real{0};
     r.rest[i] = weightless ? Real{0} : row[2 * plan.row_stride];
     const Real magnitude = r.rest[i] != 0 ? Real{0} : std::fmin(std::fabs(r.lse[i]), limit);
     r.snap[i] = weightless ? Real{0} : kUnit * (Real{1.5} * magnitude + spread);
   }
-  t.dead = hide_dead_rows<Isa, Real>(p, t, nullptr);
+  t.dead = has_dead_rows<Isa, Real>(p, t);
   w.count_read(int64_t{3} * t.rows * static_cast<int64_t>(sizeof(Real)));
 }
 
@@ -111,34 +130,19 @@ inline TileClass recompute_weights(Worker<Isa, Real>& w, const Tile& t,
   TileClass tile_class = classify<Isa>(p, t);
   if (tile_class == TileClass::kHidden) return tile_class;
   if (t.dead) tile_class = TileClass::kPartial;
-  gemm<Isa, Real>({.a = k,
-                   .a_row = w.plan.padded_dim,
-                   .a_step = 1,
-                   .b = r.q_t,
-                   .b_step = t.lanes,
-                   .c = r.p,
-                   .c_row = t.lanes,
-                   .rows = t.keys,
-                   .cols = t.lanes,
-                   .depth = static_cast<int>(p.head_dim)});
   const bool partial = tile_class == TileClass::kPartial;
-  const bool biased = p.bias.present || p.alibi_slopes.present;
-  if (partial) fill_hide<Isa, Real>(w, t, r.hide, r.lane);
-  if (t.dead) hide_dead_rows<Isa, Real>(p, t, r.hide);
-  if (biased) fill_bias<Isa, Real>(w, t, r.extra);
-  apply_score_mods<Isa, Real>(scale, t, biased ? r.extra : nullptr, partial ? r.hide : nullptr, r.p,
-                              r.cap);
-  if (w.plan.algorithm == Algorithm::kStandard) {  // its lse belongs to rounded scores
-    round_values<Isa, Real>(p.dtype, r.p, static_cast<int64_t>(t.keys) * t.lanes);
-  }
+  tile_logits<Isa, Real>(w, t, partial, scale, score_tile<Isa, Real>(w, r, k));
   const V zero = V::set1(Real{0});
+  const V lowest = V::set1(-kFarthest<Real>);
   for (int i = 0; i < t.lanes; i += V::kLanes) {
     const V lse = V::load(r.lse + i);
     const V rest = V::load(r.rest + i);
     const V snap = V::load(r.snap + i);
     for (int k_row = 0; k_row < t.keys; ++k_row) {
       Real* cell = r.p + k_row * t.lanes + i;
-      const V below = V::min(zero, (V::load(cell) - lse) - rest);
+      const V x = V::max(lowest, V::load(cell));  // lse may be far above x: keep what gap loses
+      const V gap = x - lse;
+      const V below = V::min(zero, gap + ((x - (gap + lse)) - rest));
       V weight = exp2_snapped<Isa>(below, scale.exponent, snap);
       if (partial) {  // lse may be NaN, hidden weights are 0
         weight = V::select_lt(V::load(r.hide + k_row * t.lanes + i), zero, zero, weight);
@@ -146,6 +150,7 @@ inline TileClass recompute_weights(Worker<Isa, Real>& w, const Tile& t,
       weight.store(cell);
     }
   }
+  if (t.dead) hide_weightless<Isa, Real>(p, t, r.p, r.hide);
   return tile_class;
 }
 
@@ -207,7 +212,7 @@ inline void compute_ds(Worker<Isa, Real>& w, const Tile& t, bool capped, const R
   using V = Vec<Isa, Real>;
   const Problem& p = w.problem;
   dp_tile<Isa, Real>(w, t, {v, w.plan.padded_dim_v, r.dout_t}, r.extra, r.ds);
-  if (w.plan.sum_rows) add_row_sums<Isa, Real>(t, r);
+  if (r.sums != nullptr) add_row_sums<Isa, Real>(t, r);
   const bool dropped = p.dropout.enabled;
   const V zero = V::set1(Real{0});
   const V one = V::set1(Real{1});
@@ -242,7 +247,7 @@ template <class Isa, class Real>
         if (!(hide[m * lanes + k] < 0)) {
           acc = V::fma(V::set1(t.a[m * t.a_row + k]), V::load(t.b + k * t.b_step + n), acc);
         }
-        if (k + 1 < t.depth && (k + 1) % kLongestSum<Real> != 0) continue;
+        if (k + 1 < t.depth && (k + 1) % kLongestSum<Isa, Real> != 0) continue;
         total = total + acc;
         acc = V::set1(Real{0});
       }

@@ -21,26 +21,25 @@ struct BiasBlock {
 // exp(sink - lse) of row i: what the sink has of its weight.
 template <class Isa, class Real>
 inline double sink_weight(const Worker<Isa, Real>& w, const Tile& t, int64_t i) {
-  const Problem& p = w.problem;
-  if (!p.sink.present) return 0;
-  const double sink = load_scalar<Isa, float>(p.sink.at(t.h, 0, 0, 0), DType::kFloat32);
+  const double sink = sink_logit<Isa>(w.problem, t.h);
   if (sink == -std::numeric_limits<double>::infinity()) return 0;
   const double log_weight = sink - static_cast<double>(*row_cell(w, t, i));
   return std::exp(log_weight > 0 ? 0.0 : log_weight);
 }
 
-// delta of row i, for sums over all keys. Where there are sums, sum_j P dP is taken for rowsum(dout
+// delta of row i, whose sink has the weight `sunk`, for sums over all keys. Where there are sums,
+// sum_j P dP is taken for rowsum(dout
 // * out), which 16-bit rounding of out has touched; unless lse belongs to more keys than these, so
 // that the weights do not add up to 1.
 template <class Isa, class Real>
-inline double summed_delta(const Worker<Isa, Real>& w, const Tile& t, int64_t i) {
+inline double summed_delta(const Worker<Isa, Real>& w, const Tile& t, int64_t i, double sunk) {
   const Problem& p = w.problem;
   const int64_t stride = w.plan.row_stride;
   const Real* row = row_cell(w, t, i);
   const double delta = row[stride];
   if (!w.plan.sum_rows) return delta;
   const double unit = p.dtype == DType::kFloat16 ? 0x1p-11 : 0x1p-8;
-  const double missing = 1 - sink_weight(w, t, i) - static_cast<double>(row[4 * stride]);
+  const double missing = 1 - sunk - static_cast<double>(row[4 * stride]);
   if (!(std::fabs(missing) <= unit)) return delta;
   const char* dlse = p.dlse.at(t.s->batch_q, t.h, t.s->row_q + i, 0);
   return static_cast<double>(row[3 * stride]) -
@@ -68,7 +67,8 @@ inline void add_bias_gradient(Worker<Isa, Real>& w, Tile t, const BiasBlock& blo
     if (!loaded) {
       load_backward_panel<Isa, Real>(w, t, r);
       for (int i = 0; sum_keys && i < t.rows; ++i) {
-        r.delta[i] = static_cast<Real>(summed_delta(w, t, t.q0 + i));
+        const int64_t row = t.q0 + i;
+        r.delta[i] = static_cast<Real>(summed_delta(w, t, row, sink_weight(w, t, row)));
       }
       loaded = true;
     }
@@ -114,7 +114,8 @@ void bias_gradient_task(void* job, int64_t task, int worker, Progress& progress)
   block.h = task / key_tiles % p.dbias_shape[1];
   block.b = task / key_tiles / p.dbias_shape[1];
   const int lanes = plan.panel_lanes_max;
-  const BackwardScratch<Real> r = take_backward_scratch<Isa, Real>(w, lanes);
+  BackwardScratch<Real> r = take_backward_scratch<Isa, Real>(w, lanes);
+  r.sums = nullptr;  // they are complete
   const int64_t num_sums = (sum_keys ? 1 : plan.step_n) * lanes;
   block.sum = reinterpret_cast<double*>(
       w.take(num_sums * static_cast<int64_t>(sizeof(double) / sizeof(Real))));
@@ -171,7 +172,7 @@ void sink_gradient_task(void* job, int64_t task, int worker, Progress& progress)
     for (int64_t i = 0; i < s.seqlen_q; ++i) {
       if (i % 1024 == 0 && !w.keep_going()) return;
       const double weight = sink_weight(w, t, i);
-      if (weight != 0) sum -= weight * summed_delta(w, t, i);  // else delta may be NaN
+      if (weight != 0) sum -= weight * summed_delta(w, t, i, weight);  // else delta may be NaN
     }
   }
   *reinterpret_cast<float*>(p.dsink.at(task, 0, 0, 0)) = static_cast<float>(sum + 0.0);

@@ -183,9 +183,9 @@ class TicketJob {
 
 int usable_cores() {
 #if defined(__linux__)
-  cpu_set_t mask[64];  // 65,536 cores; the kernel refuses a mask smaller than its own
-  if (sched_getaffinity(getpid(), sizeof mask, mask) == 0) {
-    const int cores = CPU_COUNT_S(sizeof mask, mask);
+  CoreMask mask;
+  if (read_core_mask(&mask)) {
+    const int cores = CPU_COUNT_S(sizeof mask.cores, mask.cores);
     if (cores > 0) return clamp_workers(cores);
   }
 #endif

@@ -30,9 +30,9 @@ namespace attentile::cpu {
 
 inline constexpr int kMaxWorkers = 4096;
 
-// Cores that this process may run on, at least 1: the affinity mask of its first thread, which
-// commands such as taskset set; a thread that was pinned to one core does not count as the process.
-// Read on every call.
+// Cores that this call may run on, at least 1: those of the process's first thread and of the
+// calling thread together, so that neither being pinned to one core makes a call serial. Read on
+// every call.
 int usable_cores();
 
 // Threads a call may use, the calling one included, in [1, kMaxWorkers]: num_threads, but never

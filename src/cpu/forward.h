@@ -35,6 +35,19 @@ inline TileScratch<Real> take_tile_scratch(Worker<Isa, Real>& w, int lanes) {
   return scratch;
 }
 
+// The score arithmetic's share of the scratch, for one panel and keys at k.
+template <class Real>
+inline ScoreTile<Real> score_tile(const TileScratch<Real>& scratch, const Real* q_t, const Real* k,
+                                  int64_t k_ld) {
+  return {.k = k,
+          .k_ld = k_ld,
+          .q_t = q_t,
+          .s = scratch.s,
+          .hide = scratch.hide,
+          .extra = scratch.extra,
+          .lane = scratch.lane};
+}
+
 // Keys [k0, k0 + keys) in scratch, or in place when they lie there as the kernel wants them.
 template <class Real>
 struct KeyTile {
@@ -62,7 +75,7 @@ template <class Isa, class Real>
         const V a = V::select_lt(V::load(hide + k * t.b_step + n), zero, zero,
                                  V::set1(t.a[m * t.a_row + k * t.a_step]));
         acc = V::fma(a, V::load(t.b + k * t.b_step + n), acc);
-        if (k + 1 < t.depth && (k + 1) % kLongestSum<Real> != 0) continue;
+        if (k + 1 < t.depth && (k + 1) % kLongestSum<Isa, Real> != 0) continue;
         total = total + acc;
         acc = zero;
       }
@@ -114,27 +127,11 @@ inline void attend_tile(Worker<Isa, Real>& w, const Panel<Real>& panel, Tile t,
   const Problem& p = w.problem;
   const TileClass tile_class = classify<Isa>(p, t);
   if (tile_class == TileClass::kHidden) return;
-  const int head_dim = static_cast<int>(p.head_dim);
   const int head_dim_v = static_cast<int>(p.head_dim_v);
   const int64_t skip = t.k0 - keys.k0;
-  gemm<Isa, Real>({.a = keys.k + skip * keys.k_ld,
-                   .a_row = keys.k_ld,
-                   .a_step = 1,
-                   .b = panel.q_t,
-                   .b_step = t.lanes,
-                   .c = scratch.s,
-                   .c_row = t.lanes,
-                   .rows = t.keys,
-                   .cols = t.lanes,
-                   .depth = head_dim});
   const bool partial = tile_class == TileClass::kPartial;
-  const bool biased = p.bias.present || p.alibi_slopes.present;
-  if (partial) fill_hide<Isa, Real>(w, t, scratch.hide, scratch.lane);
-  if (biased) fill_bias<Isa, Real>(w, t, scratch.extra);
-  if (partial || !scale.folded) {
-    apply_score_mods<Isa, Real>(scale, t, biased ? scratch.extra : nullptr,
-                                partial ? scratch.hide : nullptr, scratch.s, nullptr);
-  }
+  tile_logits<Isa, Real>(w, t, partial, scale,
+                         score_tile(scratch, panel.q_t, keys.k + skip * keys.k_ld, keys.k_ld));
   online_softmax<Isa, Real>(panel, t.keys, head_dim_v, scale.exponent, scratch.s);
   if (p.dropout.enabled) apply_keep<Isa, Real>(p, t, scratch.extra, scratch.s);
   const GemmTile<Real> product = {.a = keys.v + skip * keys.v_ld,
@@ -149,8 +146,7 @@ inline void attend_tile(Worker<Isa, Real>& w, const Panel<Real>& panel, Tile t,
                                   .depth = t.keys,
                                   .accumulate = true};
   if (partial && keys.v_nonfinite < 0) {
-    keys.v_nonfinite =
-        has_nonfinite<Isa, Real>(keys.v, keys.keys, head_dim_v, static_cast<int>(keys.v_ld));
+    keys.v_nonfinite = tile_has_nonfinite<Isa, Real>(w, keys.v, keys.keys, head_dim_v, keys.v_ld);
   }
   if (partial && keys.v_nonfinite > 0) {
     accumulate_visible<Isa, Real>(product, scratch.hide);

@@ -86,8 +86,7 @@ template <class Isa, class Real>
 inline void close_rows(const Problem& p, int64_t h, const Panel<Real>& panel,
                        const ScoreScale<Real>& scale, Real* divisor, RowEnd* rows) {
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
-  const double sink =
-      p.sink.present ? load_scalar<Isa, float>(p.sink.at(h, 0, 0, 0), DType::kFloat32) : -kInfinity;
+  const double sink = sink_logit<Isa>(p, h);
   for (int i = 0; i < panel.lanes; ++i) {
     // The product is rounded as the backward pass rounds it, so that a dominant key weighs
     // exactly 1.

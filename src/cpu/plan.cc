@@ -215,7 +215,7 @@ void lay_out_workspace(const Problem& p, const Totals& totals, CpuPlan& plan) {
     place(plan.tile_state, product(rows, p.head_dim * value_bytes));
     place(plan.turns, product(rows / plan.lanes, sizeof(int32_t)));
   }
-  const int64_t score_bytes = product(product(totals.scores, p.num_heads_q), size_of(p.dtype));
+  const int64_t score_bytes = product(product(totals.scores, p.num_heads_q), value_bytes);
   if (standard) place(plan.scores, score_bytes);
   if (standard && plan.backward) place(plan.gradients, score_bytes);
   plan.shared_bytes = offset;

@@ -7,6 +7,7 @@
 
 #include <limits>
 
+#include "cpu/tile_gemm.h"
 #include "cpu/tile_io.h"
 
 namespace attentile::cpu {
@@ -21,7 +22,7 @@ struct Tile {
   int lanes = 0;
   int64_t k0 = 0;
   int keys = 0;       // at most step_n
-  bool dead = false;  // backward: some row has lse = -inf, and sees nothing therefore
+  bool dead = false;  // backward: has_dead_rows()
 };
 
 // Constants of the score arithmetic. When nothing but a positive scale stands between the dot
@@ -144,80 +145,151 @@ inline void fill_hide(Worker<Isa, Real>& w, const Tile& t, Real* hide, Real* lan
   }
 }
 
-// Hides every key from the rows whose lse is -inf: their gradients are 0 whatever they see.
-template <class Isa, class Real>
-inline bool hide_dead_rows(const Problem& p, const Tile& t, Real* hide) {
-  bool found = false;
+// The sink's logit; -inf where there is none.
+template <class Isa>
+inline double sink_logit(const Problem& p, int64_t h) {
+  if (!p.sink.present) return -std::numeric_limits<double>::infinity();
+  return load_scalar<Isa, float>(p.sink.at(h, 0, 0, 0), DType::kFloat32);
+}
+
+// Calls hide_row(i) for the rows of the tile whose lse is `lse`.
+template <class Isa, class Real, class F>
+inline void for_rows_with_lse(const Problem& p, const Tile& t, double lse, F hide_row) {
   for (int i = 0; i < t.rows; ++i) {
-    const char* lse = p.lse.at(t.s->batch_q, t.h, t.s->row_q + t.q0 + i, 0);
-    if (!(load_scalar<Isa, Real>(lse, p.lse.dtype) == -std::numeric_limits<Real>::infinity())) {
-      continue;
-    }
-    found = true;
-    for (int k = 0; hide != nullptr && k < t.keys; ++k) {
-      hide[k * t.lanes + i] = -std::numeric_limits<Real>::infinity();
-    }
+    const char* cell = p.lse.at(t.s->batch_q, t.h, t.s->row_q + t.q0 + i, 0);
+    if (static_cast<double>(load_scalar<Isa, Real>(cell, p.lse.dtype)) == lse) hide_row(i);
   }
+}
+
+// Backward: whether some row may see nothing, by its lse: -inf, or the sink's logit.
+template <class Isa, class Real>
+inline bool has_dead_rows(const Problem& p, const Tile& t) {
+  bool found = false;
+  const auto note = [&](int) { found = true; };
+  for_rows_with_lse<Isa, Real>(p, t, -std::numeric_limits<double>::infinity(), note);
+  if (p.sink.present) for_rows_with_lse<Isa, Real>(p, t, sink_logit<Isa>(p, t.h), note);
   return found;
 }
 
-// extra[k][i] = bias - slope * |i + offset - j|, what is added to the logits.
+// Hides every key from the rows whose lse is -inf: their gradients are 0 whatever they see.
 template <class Isa, class Real>
-inline void fill_bias(Worker<Isa, Real>& w, const Tile& t, Real* extra) {
-  using V = Vec<Isa, Real>;
-  const Problem& p = w.problem;
-  fill_lanes<Isa, Real>(extra, static_cast<int64_t>(t.keys) * t.lanes, Real{0});
-  if (p.bias.present) {
-    const int64_t step = p.bias.stride[3] * size_of(p.bias.dtype);
-    for (int i = 0; i < t.rows; ++i) {
-      const char* row = p.bias.at(t.b, t.h, t.q0 + i, t.k0);
-      for (int k = 0; k < t.keys; ++k) {
-        extra[k * t.lanes + i] = load_scalar<Isa, Real>(row + k * step, p.bias.dtype);
-      }
-    }
-    w.count_read(static_cast<int64_t>(t.rows) * t.keys * size_of(p.bias.dtype));
-  }
-  if (p.alibi_slopes.present) {
-    const Real slope = load_scalar<Isa, Real>(p.alibi_slopes.at(t.b, t.h, 0, 0), DType::kFloat32);
-    Real step[V::kLanes];
-    for (int i = 0; i < V::kLanes; ++i) step[i] = static_cast<Real>(i);
-    const V lane = V::load(step);
+inline void hide_dead_rows(const Problem& p, const Tile& t, Real* hide) {
+  constexpr Real kHidden = -std::numeric_limits<Real>::infinity();
+  for_rows_with_lse<Isa, Real>(p, t, static_cast<double>(kHidden), [&](int i) {
+    for (int k = 0; k < t.keys; ++k) hide[k * t.lanes + i] = kHidden;
+  });
+}
+
+// From rows whose weight is all the sink's, hides the keys of weight 0: such a row may see nothing,
+// and a NaN in its dout must not reach dv then. weights: P, or dS.
+template <class Isa, class Real>
+inline void hide_weightless(const Problem& p, const Tile& t, const Real* weights, Real* hide) {
+  if (!p.sink.present) return;
+  for_rows_with_lse<Isa, Real>(p, t, sink_logit<Isa>(p, t.h), [&](int i) {
     for (int k = 0; k < t.keys; ++k) {
-      // Of lane 0; the offset may be any int64.
-      const __int128 distance = static_cast<__int128>(t.q0) + t.s->band.offset - (t.k0 + k);
-      for (int i = 0; i < t.lanes; i += V::kLanes) {
-        const V apart = V::abs(V::set1(static_cast<Real>(distance + i)) + lane);
-        Real* cell = extra + k * t.lanes + i;
-        V::fma(V::set1(-slope), apart, V::load(cell)).store(cell);
-      }
+      const int at = k * t.lanes + i;
+      if (weights[at] == 0) hide[at] = -std::numeric_limits<Real>::infinity();
+    }
+  });
+}
+
+// bias[k][i], what is added to the logits; 0 in lanes beyond rows.
+template <class Isa, class Real>
+inline void fill_bias(Worker<Isa, Real>& w, const Tile& t, Real* bias) {
+  const Problem& p = w.problem;
+  fill_lanes<Isa, Real>(bias, static_cast<int64_t>(t.keys) * t.lanes, Real{0});
+  const int64_t step = p.bias.stride[3] * size_of(p.bias.dtype);
+  for (int i = 0; i < t.rows; ++i) {
+    const char* row = p.bias.at(t.b, t.h, t.q0 + i, t.k0);
+    for (int k = 0; k < t.keys; ++k) {
+      bias[k * t.lanes + i] = load_scalar<Isa, Real>(row + k * step, p.bias.dtype);
+    }
+  }
+  w.count_read(static_cast<int64_t>(t.rows) * t.keys * size_of(p.bias.dtype));
+}
+
+// x -= slope * |i + offset - j|, in one rounding: beside a distant key the slope's product is
+// large, and rounded alone it would cost the logit its last bits.
+template <class Isa, class Real>
+inline void add_alibi(const Problem& p, const Tile& t, Real* x) {
+  using V = Vec<Isa, Real>;
+  const Real slope = load_scalar<Isa, Real>(p.alibi_slopes.at(t.b, t.h, 0, 0), DType::kFloat32);
+  Real step[V::kLanes];
+  for (int i = 0; i < V::kLanes; ++i) step[i] = static_cast<Real>(i);
+  const V lane = V::load(step);
+  for (int k = 0; k < t.keys; ++k) {
+    // Of lane 0; the offset may be any int64.
+    const __int128 distance = static_cast<__int128>(t.q0) + t.s->band.offset - (t.k0 + k);
+    for (int i = 0; i < t.lanes; i += V::kLanes) {
+      const V apart = V::abs(V::set1(static_cast<Real>(distance + i)) + lane);
+      Real* cell = x + k * t.lanes + i;
+      V::fma(V::set1(-slope), apart, V::load(cell)).store(cell);
     }
   }
 }
 
-// Dot products to tile values, in place: scale, softcap, bias, hidden cells to -inf. extra and hide
-// may be null. cap, if not null, receives tanh(S / softcap) for the backward pass.
+// What the score arithmetic of a tile reads and works in.
+template <class Real>
+struct ScoreTile {
+  const Real* k = nullptr;  // [keys][k_ld]
+  int64_t k_ld = 0;
+  const Real* q_t = nullptr;  // [head_dim][lanes]
+  Real* s = nullptr;          // [keys][lanes], the result
+  Real* hide = nullptr;       // [keys][lanes], filled if the tile is partial
+  Real* extra = nullptr;      // [keys][lanes]
+  Real* lane = nullptr;       // [2][lanes]
+  Real* cap = nullptr;        // [keys][lanes], receives tanh(S / softcap); may be null
+};
+
+// Scale, softcap and bias, in place on dot products.
 template <class Isa, class Real>
-inline void apply_score_mods(const ScoreScale<Real>& scale, const Tile& t, const Real* extra,
-                             const Real* hide, Real* s, Real* cap) {
+inline void scale_products(Worker<Isa, Real>& w, const Tile& t, const ScoreScale<Real>& scale,
+                           const ScoreTile<Real>& tile) {
   using V = Vec<Isa, Real>;
-  const int count = t.keys * t.lanes;
+  if (scale.folded) return;
+  const bool biased = w.problem.bias.present;
+  if (biased) fill_bias<Isa, Real>(w, t, tile.extra);
   const V logit = V::set1(scale.logit);
-  const V zero = V::set1(Real{0});
-  const V hidden = V::set1(-std::numeric_limits<Real>::infinity());
-  for (int i = 0; i < count; i += V::kLanes) {
-    V x = V::load(s + i);
+  for (int i = 0; i < t.keys * t.lanes; i += V::kLanes) {
+    V x = V::load(tile.s + i);
     if (scale.softcap > 0) {
       x = tanh<Isa>(x * logit);
-      if (cap != nullptr) x.store(cap + i);
+      if (tile.cap != nullptr) x.store(tile.cap + i);
       x = x * V::set1(scale.softcap);
-      if (extra != nullptr) x = x + V::load(extra + i);
-    } else if (extra != nullptr) {
-      x = V::fma(x, logit, V::load(extra + i));
-    } else if (!scale.folded) {
-      x = x * logit;
+      if (biased) x = x + V::load(tile.extra + i);
+    } else {
+      x = biased ? V::fma(x, logit, V::load(tile.extra + i)) : x * logit;
     }
-    if (hide != nullptr) x = V::select_lt(V::load(hide + i), zero, hidden, x);
-    x.store(s + i);
+    x.store(tile.s + i);
+  }
+}
+
+// The logits of a tile, -inf where hidden; with a folded scale its raw dot products.
+template <class Isa, class Real>
+inline void tile_logits(Worker<Isa, Real>& w, const Tile& t, bool partial,
+                        const ScoreScale<Real>& scale, const ScoreTile<Real>& tile) {
+  using V = Vec<Isa, Real>;
+  const int count = t.keys * t.lanes;
+  gemm<Isa, Real>({.a = tile.k,
+                   .a_row = tile.k_ld,
+                   .a_step = 1,
+                   .b = tile.q_t,
+                   .b_step = t.lanes,
+                   .c = tile.s,
+                   .c_row = t.lanes,
+                   .rows = t.keys,
+                   .cols = t.lanes,
+                   .depth = static_cast<int>(w.problem.head_dim)});
+  scale_products<Isa, Real>(w, t, scale, tile);
+  if (w.problem.alibi_slopes.present) add_alibi<Isa, Real>(w.problem, t, tile.s);
+  if (partial) {
+    fill_hide<Isa, Real>(w, t, tile.hide, tile.lane);
+    if (t.dead) hide_dead_rows<Isa, Real>(w.problem, t, tile.hide);
+    const V zero = V::set1(Real{0});
+    const V hidden = V::set1(-std::numeric_limits<Real>::infinity());
+    for (int i = 0; i < count; i += V::kLanes) {
+      V::select_lt(V::load(tile.hide + i), zero, hidden, V::load(tile.s + i)).store(tile.s + i);
+    }
   }
 }
 

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Standard attention, the baseline everyone compares with: S, P (and in the backward pass P and dS)
-// are whole matrices in slow memory, in q's dtype, one pass over them per step, hidden tiles and
-// all. It runs on the same tile product, loads, stores and threads as flash1 and flash2, so that a
-// ratio measures what materialising the scores costs and nothing else.
+// are whole matrices in slow memory, one pass over them per step, hidden tiles and all. They are
+// float32 (float64 for float64 inputs) whatever the inputs are. It runs on the same tile product,
+// loads, stores and threads as flash1 and flash2, so that a ratio measures what materialising the
+// scores costs and nothing else.
 //
 //     forward   S = mods(Q K^T);  P = softmax(S) in place;  O = (keep P) V
 //     backward  P and dS = P * (keep * dO V^T - delta)
@@ -16,28 +17,26 @@
 namespace attentile::cpu {
 
 template <class Isa, class Real>
-inline char* score_cell(const Worker<Isa, Real>& w, const Slice& slice, const Tile& t) {
+inline Real* score_cell(const Worker<Isa, Real>& w, const Slice& slice, const Tile& t) {
   const int64_t* offsets = w.job.template array<int64_t>(w.plan.score_offsets);
   const int64_t* rows = w.job.template array<int64_t>(w.plan.padded_rows);
   const int64_t panel = padded_row<Isa>(w.plan, *t.s, t.q0);
-  const int64_t element = offsets[t.b] * w.problem.num_heads_q +
-                          (t.h * (rows[t.b + 1] - rows[t.b]) + panel) * t.s->seqlen_k +
-                          t.k0 * t.lanes;
-  return w.job.template array<char>(slice) + element * size_of(w.problem.dtype);
+  return w.job.template array<Real>(slice) + offsets[t.b] * w.problem.num_heads_q +
+         (t.h * (rows[t.b + 1] - rows[t.b]) + panel) * t.s->seqlen_k + t.k0 * t.lanes;
 }
 
 template <class Isa, class Real>
 inline void store_scores(Worker<Isa, Real>& w, const Slice& slice, const Tile& t, const Real* src) {
-  store_row<Isa, Real>(src, score_cell<Isa, Real>(w, slice, t), w.problem.dtype, 1,
-                       t.keys * t.lanes);
-  w.count_written(static_cast<int64_t>(t.keys) * t.rows * size_of(w.problem.dtype));
+  const int64_t cells = static_cast<int64_t>(t.keys) * t.lanes;
+  copy_lanes<Isa, Real>(src, score_cell<Isa, Real>(w, slice, t), cells);
+  w.count_written(static_cast<int64_t>(t.keys) * t.rows * static_cast<int64_t>(sizeof(Real)));
 }
 
 template <class Isa, class Real>
 inline void load_scores(Worker<Isa, Real>& w, const Slice& slice, const Tile& t, Real* dst) {
-  load_row<Isa, Real>(score_cell<Isa, Real>(w, slice, t), w.problem.dtype, 1, t.keys * t.lanes,
-                      dst);
-  w.count_read(static_cast<int64_t>(t.keys) * t.rows * size_of(w.problem.dtype));
+  const int64_t cells = static_cast<int64_t>(t.keys) * t.lanes;
+  copy_lanes<Isa, Real>(score_cell<Isa, Real>(w, slice, t), dst, cells);
+  w.count_read(static_cast<int64_t>(t.keys) * t.rows * static_cast<int64_t>(sizeof(Real)));
 }
 
 // A task of the standard algorithm: queries [q_begin, q_end) of one head, panel by panel.
@@ -86,30 +85,6 @@ template <class Isa, class Real, class F>
   return true;
 }
 
-// The logits of one tile into dst, rounded to q's dtype by way of the matrix or by hand.
-template <class Isa, class Real>
-inline void standard_logits(Worker<Isa, Real>& w, const Tile& t, const Real* k, const Real* q_t,
-                            const TileScratch<Real>& scratch, Real* cap) {
-  const Problem& p = w.problem;
-  const bool biased = p.bias.present || p.alibi_slopes.present;
-  const bool masked = classify<Isa>(p, t) != TileClass::kFull;
-  gemm<Isa, Real>({.a = k,
-                   .a_row = p.head_dim,
-                   .a_step = 1,
-                   .b = q_t,
-                   .b_step = t.lanes,
-                   .c = scratch.s,
-                   .c_row = t.lanes,
-                   .rows = t.keys,
-                   .cols = t.lanes,
-                   .depth = static_cast<int>(p.head_dim)});
-  if (masked) fill_hide<Isa, Real>(w, t, scratch.hide, scratch.lane);
-  if (biased) fill_bias<Isa, Real>(w, t, scratch.extra);
-  apply_score_mods<Isa, Real>(make_score_scale<Isa, Real>(p, false), t,
-                              biased ? scratch.extra : nullptr, masked ? scratch.hide : nullptr,
-                              scratch.s, cap);
-}
-
 template <class Isa, class Real>
 void standard_scores_task(void* job, int64_t task, int worker, Progress& progress) {
   Worker<Isa, Real> w(job, worker, progress);
@@ -119,6 +94,7 @@ void standard_scores_task(void* job, int64_t task, int worker, Progress& progres
   Real* k_scratch = w.take(w.plan.tile_n * head_dim);
   Real* rows_buffer = w.take(w.plan.rows_buffer_size);
   const TileScratch<Real> scratch = take_tile_scratch<Isa, Real>(w, block.t.lanes);
+  const ScoreScale<Real> scale = make_score_scale<Isa, Real>(p, false);
   const int num_panels = static_cast<int>(ceil_div(block.q_end - block.q_begin, block.panel_rows));
   Panel<Real> panels[kMaxPanels];
   for (int n = 0; n < num_panels; ++n) {
@@ -143,7 +119,8 @@ void standard_scores_task(void* job, int64_t task, int worker, Progress& progres
                          k_scratch);
     for (int n = 0; n < num_panels; ++n) {
       block.select_panel(panels[n].q0);
-      standard_logits<Isa, Real>(w, block.t, k_scratch, panels[n].q_t, scratch, nullptr);
+      tile_logits<Isa, Real>(w, block.t, classify<Isa>(p, block.t) != TileClass::kFull, scale,
+                             score_tile(scratch, panels[n].q_t, k_scratch, head_dim));
       store_scores<Isa, Real>(w, w.plan.scores, block.t, scratch.s);
     }
     kernel_progress(progress, static_cast<double>(block.q_end - block.q_begin) * block.t.keys);

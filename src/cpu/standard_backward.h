@@ -91,30 +91,29 @@ void standard_probs_task(void* job, int64_t task, int worker, Progress& progress
   Real* dout_t = w.take(dim_v * lanes);
   Real* lanes_buffer = w.take(3 * lanes);
   const TileScratch<Real> scratch = take_tile_scratch<Isa, Real>(w, t.lanes);
+  const ScoreScale<Real> scale = make_score_scale<Isa, Real>(p, false);
   StandardStrips<Real> strips;
   strips.p = w.take(p.max_seqlen_k * lanes);
   strips.ds = w.take(p.max_seqlen_k * lanes);
   strips.cap = p.softcap > 0 ? w.take(p.max_seqlen_k * lanes) : nullptr;
   RowEnd rows[kMaxPanelLanes];
 
-  const auto compute_tile = [&] {  // rounded as the matrices of S and dP would be
+  const auto compute_tile = [&] {
     const KeyRange keys = {t.k0, t.k0 + t.keys};
     const int64_t at = t.k0 * lanes;
     load_keys<Isa, Real>(w, {p.k, block.s, t.b, kv_head, keys, dim, dim}, k_scratch);
     load_keys<Isa, Real>(w, {p.v, block.s, t.b, kv_head, keys, dim_v, dim_v}, v_scratch);
-    standard_logits<Isa, Real>(w, t, k_scratch, q_t, scratch,
-                               strips.cap == nullptr ? nullptr : strips.cap + at);
-    copy_lanes<Isa, Real>(scratch.s, strips.p + at, t.keys * lanes);
+    ScoreTile<Real> tile = score_tile(scratch, q_t, k_scratch, dim);
+    tile.s = strips.p + at;
+    tile.cap = strips.cap == nullptr ? nullptr : strips.cap + at;
+    tile_logits<Isa, Real>(w, t, classify<Isa>(p, t) != TileClass::kFull, scale, tile);
     dp_tile<Isa, Real>(w, t, {v_scratch, dim_v, dout_t}, scratch.extra, strips.ds + at);
-    round_values<Isa, Real>(p.dtype, strips.p + at, t.keys * lanes);
-    round_values<Isa, Real>(p.dtype, strips.ds + at, t.keys * lanes);
     kernel_progress(progress, static_cast<double>(t.rows) * t.keys);
   };
   const auto store_probs = [&] {
     Real* tile = strips.p + t.k0 * lanes;
     clear_hidden<Isa, Real>(w, t, scratch, tile);
     store_scores(w, w.plan.scores, t, tile);
-    round_values<Isa, Real>(p.dtype, tile, t.keys * lanes);
   };
   const auto store_ds = [&] { store_scores(w, w.plan.gradients, t, strips.ds + t.k0 * lanes); };
   for (int64_t q0 = block.q_begin; q0 < block.q_end; q0 += block.panel_rows) {
@@ -152,8 +151,8 @@ void standard_dkdv_task(void* job, int64_t task, int worker, Progress& progress)
   const int64_t used = min64(keys.end, s.seqlen_k);
   const int dim = static_cast<int>(p.head_dim);
   const int dim_v = static_cast<int>(p.head_dim_v);
-  fill_lanes<Isa, Real>(r.dk, (keys.end - keys.begin) * plan.padded_dim, Real{0});
-  fill_lanes<Isa, Real>(r.dv, (keys.end - keys.begin) * plan.padded_dim_v, Real{0});
+  clear_tile<Isa, Real>(w, r.dk, keys.end - keys.begin, plan.padded_dim);
+  clear_tile<Isa, Real>(w, r.dv, keys.end - keys.begin, plan.padded_dim_v);
   for (int64_t g = 0; g < p.group_size; ++g) {
     t.h = found.h * p.group_size + g;
     for (t.q0 = 0; t.q0 < s.seqlen_q; t.q0 += panel_rows) {
@@ -176,6 +175,7 @@ void standard_dkdv_task(void* job, int64_t task, int worker, Progress& progress)
         if (nonfinite_q || nonfinite_dout) {
           fill_hide<Isa, Real>(w, t, r.hide, r.lane);
           hide_dead_rows<Isa, Real>(p, t, r.hide);
+          hide_weightless<Isa, Real>(p, t, r.p, r.hide);
         }
         accumulate_dk_dv<Isa, Real>(w, t, row, {nonfinite_q, nonfinite_dout}, r);
         kernel_progress(progress, static_cast<double>(t.rows) * t.keys);
@@ -222,6 +222,7 @@ void standard_dq_task(void* job, int64_t task, int worker, Progress& progress) {
       if (has_nonfinite<Isa, Real>(k_scratch, block.t.keys, dim, dim)) {
         fill_hide<Isa, Real>(w, block.t, scratch.hide, scratch.lane);
         hide_dead_rows<Isa, Real>(p, block.t, scratch.hide);
+        hide_weightless<Isa, Real>(p, block.t, scratch.s, scratch.hide);
         accumulate_visible<Isa, Real>(product, scratch.hide);
       } else {
         gemm<Isa, Real>(product);

@@ -9,7 +9,6 @@
 
 #include <atomic>
 #include <chrono>
-#include <cstring>
 #include <new>
 
 #include "cpu/executor.h"
@@ -62,10 +61,8 @@ class BlockSignals {
 // A thread inherits the cores of whoever started it, and that one may be pinned to a few while the
 // pool serves the whole process.
 void use_cores_of_process() {
-  cpu_set_t own[64], process[64];  // as in usable_cores()
-  if (sched_getaffinity(0, sizeof own, own) != 0) return;
-  if (sched_getaffinity(getpid(), sizeof process, process) != 0) return;
-  if (std::memcmp(own, process, sizeof own) != 0) sched_setaffinity(0, sizeof process, process);
+  CoreMask mask;
+  if (read_core_mask(&mask)) sched_setaffinity(0, sizeof mask.cores, mask.cores);
 }
 #endif
 
@@ -96,6 +93,16 @@ struct PoolLifetime {
 namespace {
 PoolLifetime lifetime;  // its destructor runs at exit() and dlclose()
 }  // namespace
+
+#if defined(__linux__)
+bool read_core_mask(CoreMask* mask) {
+  CoreMask own;
+  if (sched_getaffinity(getpid(), sizeof mask->cores, mask->cores) != 0) return false;
+  if (sched_getaffinity(0, sizeof own.cores, own.cores) != 0) return false;
+  CPU_OR_S(sizeof own.cores, mask->cores, mask->cores, own.cores);
+  return true;
+}
+#endif
 
 bool watch_forks() {
   if (forks_watched.load(std::memory_order_acquire)) return true;

@@ -12,6 +12,7 @@
 #pragma once
 
 #include <pthread.h>
+#include <sched.h>
 
 #include <condition_variable>
 #include <cstdint>
@@ -75,6 +76,17 @@ class ThreadPool {
   bool ending_ = false;
   ThreadPool* forgotten_ = nullptr;  // the pool of the process that this one was forked from
 };
+
+#if defined(__linux__)
+// 65,536 cores; the kernel refuses a mask smaller than its own.
+struct CoreMask {
+  cpu_set_t cores[64];
+};
+
+// The cores of the process's first thread, which commands such as taskset set, and those of the
+// calling thread: either may be pinned to fewer than the process has. False: the system refuses.
+bool read_core_mask(CoreMask* mask);
+#endif
 
 // Makes sure that forks are noticed from now on; false when the system refuses.
 bool watch_forks();

@@ -92,21 +92,21 @@ inline void gemm_along(const GemmTile<Real>& t) {
   if (col < t.cols) gemm_columns<Isa, Real, 1, kAlongSteps>(t, col);
 }
 
-// Longest sum that is accumulated in one go. float64 results are judged by their rounding alone, so
-// their sums are kept short and added up.
-template <class Real>
-inline constexpr int kLongestSum = sizeof(Real) == 8 ? 8 : 1 << 30;
+// Longest sum that is accumulated in one go; longer ones are cut and added up, which keeps their
+// error that of the short ones. float64 results are judged by their rounding alone.
+template <class Isa, class Real>
+inline constexpr int kLongestSum = sizeof(Real) == 8 ? 8 : Isa::kLongestSum;
 
 template <class Isa, class Real>
 inline void gemm(GemmTile<Real> t) {
   const int depth = t.depth;
-  for (int k = 0; k == 0 || k < depth; k += kLongestSum<Real>) {
-    t.depth = depth - k < kLongestSum<Real> ? depth - k : kLongestSum<Real>;
+  for (int k = 0; k == 0 || k < depth; k += kLongestSum<Isa, Real>) {
+    t.depth = depth - k < kLongestSum<Isa, Real> ? depth - k : kLongestSum<Isa, Real>;
     t.a_step == 1 ? gemm_along<Isa, Real, true>(t) : gemm_along<Isa, Real, false>(t);
     t.a += t.depth * t.a_step;
     t.b += t.depth * t.b_step;
     t.accumulate = true;
-    if (depth - k <= kLongestSum<Real>) break;
+    if (depth - k <= kLongestSum<Isa, Real>) break;
   }
 }
 

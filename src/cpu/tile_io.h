@@ -90,18 +90,6 @@ inline void store_row(const Real* src, char* address, DType dtype, int64_t strid
   kernel_store_row(src + i, address + i * stride * size_of(dtype), dtype, stride, count - i);
 }
 
-// Rounds values to a 16-bit dtype and back, as storing them would; else does nothing.
-template <class Isa, class Real>
-inline void round_values(DType dtype, Real* values, int64_t count) {
-  if (size_of(dtype) != 2) return;
-  uint16_t half[64];
-  for (int64_t i = 0; i < count; i += 64) {
-    const int chunk = static_cast<int>(min64(64, count - i));
-    store_row<Isa, Real>(values + i, reinterpret_cast<char*>(half), dtype, 1, chunk);
-    load_row<Isa, Real>(reinterpret_cast<const char*>(half), dtype, 1, chunk, values + i);
-  }
-}
-
 // Key rows of k, v, dk or dv: keys of one KV head as [keys][ld], of which dim columns are used.
 struct KeyRows {
   const Array4& array;
@@ -135,10 +123,14 @@ struct QueryRows {
   }
 };
 
+// A tile of flash1 may be a gigabyte: between so many of its rows the caller's poll is called.
+inline constexpr int64_t kPollRows = 1024;
+
 // Columns dim..ld are zeroed.
 template <class Isa, class Real>
 inline void load_keys(Worker<Isa, Real>& w, const KeyRows& k, Real* dst) {
   for (int64_t j = k.keys.begin; j < k.keys.end; ++j, dst += k.ld) {
+    if (j % kPollRows == 0 && !w.keep_going()) return;
     const char* row = w.problem.key_row(k.array, k.s, k.b, k.head, j);
     load_row<Isa, Real>(row, k.array.dtype, k.array.stride[3], k.dim, dst);
     for (int c = k.dim; c < k.ld; ++c) dst[c] = 0;
@@ -211,6 +203,25 @@ inline bool has_nonfinite(const Real* src, int64_t rows, int dim, int ld) {
   const V one = V::set1(Real{1});
   const V zero = V::set1(Real{0});
   return !(tail == Real{0}) || V::any_lt(zero, V::select_lt(sum, one, zero, one));
+}
+
+// The same, of a tile of any size. Whatever it says once the call was stopped does not matter.
+template <class Isa, class Real>
+inline bool tile_has_nonfinite(Worker<Isa, Real>& w, const Real* src, int64_t rows, int dim,
+                               int64_t ld) {
+  for (int64_t i = 0; i < rows && w.keep_going(); i += kPollRows) {
+    const int64_t count = min64(kPollRows, rows - i);
+    if (has_nonfinite<Isa, Real>(src + i * ld, count, dim, static_cast<int>(ld))) return true;
+  }
+  return false;
+}
+
+// [rows][ld] to 0.
+template <class Isa, class Real>
+inline void clear_tile(Worker<Isa, Real>& w, Real* dst, int64_t rows, int64_t ld) {
+  for (int64_t i = 0; i < rows && w.keep_going(); i += kPollRows) {
+    fill_lanes<Isa, Real>(dst + i * ld, min64(kPollRows, rows - i) * ld, Real{0});
+  }
 }
 
 }  // namespace attentile::cpu

@@ -135,8 +135,8 @@ Bytes forward_bytes(const Problem& p, const CpuPlan& plan, const HeadCounter& co
     const __int128 blocks =
         static_cast<__int128>(ceil_div(s.seqlen_q, plan.tile_m)) * p.num_heads_q;
     bytes.read =
-        rows * q_bytes + blocks * s.seqlen_k * kv_bytes + scores * (2 * itemsize + score_bytes);
-    bytes.written += 2 * scores * itemsize;
+        rows * q_bytes + blocks * s.seqlen_k * kv_bytes + scores * (2 * value_bytes + score_bytes);
+    bytes.written += 2 * scores * value_bytes;
     return bytes;
   }
   if (score_bytes > 0) bytes.read = count.tiles(panels, true) * score_bytes;

@@ -41,14 +41,6 @@ double ulp(DType dtype, double value) {
   return std::ldexp(1.0, std::max(exponent, min_exponent) - fraction_bits);
 }
 
-// The rounding unit of the arithmetic, or of the dtype that the scores are stored in.
-double unit_of(DType dtype, bool stores_scores) {
-  if (dtype == DType::kFloat64) return 0x1p-53;
-  if (stores_scores && dtype == DType::kFloat16) return 0x1p-11;
-  if (stores_scores && dtype == DType::kBFloat16) return 0x1p-8;
-  return 0x1p-24;
-}
-
 double ceiling_of(DType dtype, Kind kind) {
   const double factor = kind == Kind::kGradient ? 4 : 1;
   switch (dtype) {
@@ -66,15 +58,13 @@ double flushed(double value) {
 
 class Judge {
  public:
-  Judge(const Comparison& comparison, DType problem_dtype, const AccuracyOptions& options)
-      : c_(comparison),
-        dtype_(comparison.got->dtype),
-        unit_(unit_of(problem_dtype, options.stores_scores)) {
+  Judge(const Comparison& comparison, DType problem_dtype, bool normal_inputs)
+      : c_(comparison), dtype_(comparison.got->dtype), problem_dtype_(problem_dtype) {
     verdict_.name = c_.name;
     verdict_.elements = c_.exact->size();
     for (int64_t at = 0; at < verdict_.elements; ++at) measure(at);
-    if (!options.normal_inputs || c_.rule != Rule::kBound) return;
-    verdict_.ceiling = ceiling_of(problem_dtype, c_.kind) * verdict_.max_reference;
+    if (!normal_inputs || c_.rule != Rule::kBound) return;
+    verdict_.ceiling = ceiling_of(problem_dtype_, c_.kind) * verdict_.max_reference;
   }
 
   Verdict run() {
@@ -111,12 +101,13 @@ class Judge {
   double allowed_error(int64_t at) const {
     if (c_.rule == Rule::kOneUlp) return ulp(dtype_, c_.exact->value[static_cast<size_t>(at)]);
     if (c_.rule == Rule::kBitwise) return 0;
+    const double unit = problem_dtype_ == DType::kFloat64 ? 0x1p-53 : 0x1p-24;
     const double factor = c_.kind == Kind::kForward ? 2 : 3;
     const double condition = c_.exact->condition[static_cast<size_t>(at)];
-    const double floor = std::max(std::isfinite(condition) ? 4 * unit_ * condition : 0,
+    const double floor = std::max(std::isfinite(condition) ? 4 * unit * condition : 0,
                                   ulp(dtype_, verdict_.max_reference));
     const double allowed = factor * verdict_.standard_error + floor;
-    return verdict_.ceiling > 0 ? std::min(allowed, std::max(verdict_.ceiling, floor)) : allowed;
+    return verdict_.ceiling > 0 ? std::min(allowed, verdict_.ceiling) : allowed;
   }
 
   // Error over allowed error; above 1 fails. Infinite for a NaN or infinity in the wrong place.
@@ -183,7 +174,7 @@ class Judge {
   static constexpr double kMaxRatio = std::numeric_limits<double>::max();
   const Comparison c_;
   const DType dtype_;
-  const double unit_;
+  const DType problem_dtype_;
   bool zeros_would_pass_ = true;
   Verdict verdict_;
 };
@@ -193,7 +184,7 @@ std::vector<Verdict> judge_all(const std::vector<Comparison>& comparisons, const
   std::vector<Verdict> verdicts;
   for (const Comparison& comparison : comparisons) {
     if (!comparison.got->present || !comparison.exact->present) continue;
-    verdicts.push_back(Judge(comparison, problem.dtype, options).run());
+    verdicts.push_back(Judge(comparison, problem.dtype, options.normal_inputs).run());
     if (verdicts.back().elements == 0) verdicts.back().passed = true;
   }
   return verdicts;

@@ -4,11 +4,10 @@
 //   statistical   |got - exact| <= factor * e + floor, for every element. e is the largest error of
 //                 standard attention in q's precision; factor is 2 for out and lse, 3 for
 //                 gradients, in every dtype. floor = max(4 u * condition, 1 ulp of the output's
-//                 dtype at the largest exact value), u = 2^-24 (float64: 2^-53; an algorithm that
-//                 stores its scores: half an ulp of 1 in q's dtype). On N(0,1) inputs there is a
-//                 ceiling besides, relative to the largest exact value; it is never below floor
-//                 (float64: none). The oracle of float64 computes in long double, and the
-//                 conditions of its weights carry the errors of its logits: decision 0006.
+//                 dtype at the largest exact value), u = 2^-24 (float64: 2^-53). On N(0,1) inputs
+//                 there is a ceiling besides, relative to the largest exact value (float64: none).
+//                 The oracle of float64 computes in long double, and the conditions of its weights
+//                 carry the errors of its logits: decision 0006.
 //   exact         out and dv equal the exact value rounded to their dtype, lse within 1 ulp; the
 //                 others as above. For inputs whose result is exact in any order of summation.
 //
@@ -30,7 +29,6 @@ enum class Tier { kStatistical, kExact };
 struct AccuracyOptions {
   Tier tier = Tier::kStatistical;
   bool normal_inputs = false;  // inputs are N(0,1): the ceilings hold
-  bool stores_scores = false;  // Algorithm::kStandard is judged: it keeps its scores in q's dtype
 };
 
 // The judgement on one output. Errors are absolute.

@@ -321,9 +321,9 @@ struct AttentionRow {
     sink_weight /= row_sum;
   }
 
-  // magnitude: from the sum of |terms| of each logit to that of its weight. Results as precise as
-  // the logits show the rounding of those: P_j also carries how far an error of the logits moves
-  // it, P_j (1 + a ((1 - P_j) A_j + sum over the others of P_l A_l)). docs/decisions/0006 and 0009.
+  // magnitude: from the sum of |terms| of each logit to that of its weight. float64 has no wider
+  // type to hide the rounding of its logits in, so there P_j also carries how far an error of the
+  // logits moves it: P_j (1 + (1 - P_j) A_j + sum over the others of P_l A_l). docs/decisions/0006.
   void weigh_magnitudes() {
     lse_condition = 0;
     sink_magnitude = 0;
@@ -336,9 +336,7 @@ struct AttentionRow {
       mean += static_cast<double>(weight[n]) * magnitude[n];
     }
     lse_condition = 1 + mean;
-    const double amplify = problem.dtype == DType::kFloat64   ? 1
-                           : problem.dtype == DType::kFloat32 ? 0.125  // half a unit for each of A
-                                                              : 0;
+    const double amplify = problem.dtype == DType::kFloat64 ? 1 : 0;
     const auto weigh = [&](double p, double terms) {
       return p * (1 + amplify * ((1 - p) * terms + std::max(0.0, mean - p * terms)));
     };

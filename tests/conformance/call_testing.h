@@ -136,10 +136,10 @@ inline ::testing::AssertionResult same_bits(const Results& expected, const Resul
 
 // Judges by the oracle and the accuracy rule.
 inline ::testing::AssertionResult accurate(const Case& c, const Values& values,
-                                           const Results& results, const Target& target) {
+                                           const Results& results) {
   Oracle oracle(c, values);
   if (!oracle.status.ok()) return ::testing::AssertionFailure() << oracle.status.message();
-  const Judgement judgement = judge(c, oracle, target.algorithm, results);
+  const Judgement judgement = judge(c, oracle, results);
   if (judgement.failure.empty()) return ::testing::AssertionSuccess();
   return ::testing::AssertionFailure() << judgement.failure;
 }

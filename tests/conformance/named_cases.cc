@@ -158,6 +158,23 @@ void add_scores(CaseList& list) {
     c.alibi_rank = 1;
   });
   list.add("sink", sizes, [](Case& c) { c.sink = true; });
+  // lse is the sink's, far above all logits, and the repeated keys have no errors that cancel.
+  list.add("sink_far_above_keys", {1, 63, 79, 1, 1, 127, 127}, [](Case& c) {
+    c.seed = 828;
+    c.alignment = Alignment::kTopLeft;
+    c.alibi_rank = 1;
+    c.sink = true;
+    c.zero_stride_k = 6;
+    c.zero_stride_v = 3;
+    c.dropout_p = 0.9;
+    c.dropout_seed = 6777081919314634090;
+    c.dropout_offset = 2;
+    c.query_base = 620;
+    c.key_base = 2147483648;
+    c.head_base = 1;
+    c.batch_base = 2;
+    c.dropout_num_heads_q = 4;
+  });
   list.add("sink_causal_tall_dlse", {1, 65, 17, 2, 1, 16, 16}, [](Case& c) {
     c.sink = true;
     c.causal = true;

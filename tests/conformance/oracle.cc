@@ -12,10 +12,6 @@
 namespace attentile::conformance {
 namespace {
 
-bool sixteen_bits(DType dtype) {
-  return size_of(dtype) == 2;
-}
-
 // The dropout decisions, by the definition.
 std::string check_keep(const Case& c, const DenseTensor& keep) {
   for (int64_t b = 0; b < c.batch; ++b) {
@@ -40,8 +36,7 @@ bool is_typical(const Case& c, const Values& values) {
   const bool repeated =
       (c.zero_stride_q | c.zero_stride_k | c.zero_stride_v | c.zero_stride_dout) != 0;
   if (c.tier != Tier::kStatistical || c.fill != Fill::kNormal || repeated || c.softmax_scale ||
-      c.bias.present || c.alibi_rank != 0 || c.dropout_p > 0.5 || c.head_dim < 8 ||
-      c.head_dim_v < 8) {
+      c.bias.present || c.dropout_p > 0.5 || c.head_dim < 8 || c.head_dim_v < 8) {
     return false;
   }
   int64_t pairs = 0;
@@ -116,7 +111,7 @@ void Oracle::compute(const Case& c) {
   if (status.ok()) status = reference::compute_standard(whole, context, &standard);
 }
 
-Judgement judge(const Case& c, Oracle& oracle, Algorithm algorithm, const Results& results) {
+Judgement judge(const Case& c, Oracle& oracle, const Results& results) {
   Judgement judgement;
   copy_into(oracle.slots.out, results.out);
   copy_into(oracle.slots.lse, results.lse);
@@ -126,11 +121,9 @@ Judgement judge(const Case& c, Oracle& oracle, Algorithm algorithm, const Result
   copy_into(oracle.slots.dbias, results.dbias);
   copy_into(oracle.slots.dsink, results.dsink);
   reference::AccuracyOptions options;
-  const bool rounded_scores = algorithm == Algorithm::kStandard && sixteen_bits(c.dtype);
-  options.tier = c.tier == Tier::kStatistical || rounded_scores ? reference::Tier::kStatistical
-                                                                : reference::Tier::kExact;
+  options.tier =
+      c.tier == Tier::kStatistical ? reference::Tier::kStatistical : reference::Tier::kExact;
   options.normal_inputs = oracle.typical;
-  options.stores_scores = algorithm == Algorithm::kStandard;
   note(reference::check_forward(oracle.forward, oracle.exact, oracle.standard, options), judgement);
   if (c.backward) {
     note(reference::check_backward(oracle.backward, oracle.exact, oracle.standard, options),

@@ -43,8 +43,6 @@ struct Judgement {
   std::map<std::string, double> ratios;  // output -> worst error / allowed
 };
 
-// The algorithm matters in one way: kStandard in 16 bits rounds its scores, so only the statistical
-// tier can hold for it, with the floor of its dtype.
-Judgement judge(const Case& c, Oracle& oracle, Algorithm algorithm, const Results& results);
+Judgement judge(const Case& c, Oracle& oracle, const Results& results);
 
 }  // namespace attentile::conformance

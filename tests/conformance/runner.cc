@@ -246,7 +246,7 @@ class Table {
       fail(c, cell, result.damage);
       return;
     }
-    const Judgement judgement = judge(c, oracle, cell.algorithm, result.results);
+    const Judgement judgement = judge(c, oracle, result.results);
     for (const auto& [output, ratio] : judgement.ratios) {
       double& worst = summary_.worst_ratios[std::string(short_name(c.dtype)) + " " + output];
       worst = std::max(worst, ratio);

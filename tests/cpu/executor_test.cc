@@ -353,6 +353,20 @@ TEST(WorkerCount, APinnedThreadDoesNotStandForTheProcess) {
   });
 }
 
+TEST(WorkerCount, APinnedFirstThreadDoesNotStandForTheCaller) {
+  const int cores = usable_cores();
+  std::thread([cores] {
+    cpu_set_t before;
+    ASSERT_EQ(sched_getaffinity(getpid(), sizeof before, &before), 0);
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(static_cast<size_t>(sched_getcpu()), &one);
+    ASSERT_EQ(sched_setaffinity(getpid(), sizeof one, &one), 0);
+    EXPECT_EQ(usable_cores(), cores);
+    EXPECT_EQ(sched_setaffinity(getpid(), sizeof before, &before), 0);
+  }).join();
+}
+
 TEST(WorkerCount, ThreadsOfThePoolUseTheCoresOfTheProcess) {
   // More helpers than any call of this program before, so that a pinned thread starts the last.
   constexpr int kWorkers = 40;

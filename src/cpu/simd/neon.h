@@ -12,6 +12,7 @@ namespace attentile::cpu {
 struct Neon {
   static constexpr Isa kIsa = Isa::kNeon;
   static constexpr int kTileRows = 8;
+  static constexpr int kLongestSum = 64;
 };
 
 template <>
