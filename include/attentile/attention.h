@@ -87,7 +87,7 @@ enum class Alignment : int32_t { kBottomRight = 0, kTopLeft = 1 };
 enum class Algorithm : int32_t {
   kAuto = 0,       // flash2
   kReference = 1,  // the definition, in float64, without tiles: the oracle
-  kStandard = 2,   // scores materialised in q's dtype: the baseline, O(seqlen_q * seqlen_k) memory
+  kStandard = 2,   // scores materialised in float32 or float64: O(seqlen_q * seqlen_k) memory
   kFlash1 = 3,     // FlashAttention: key tiles outside, query tiles inside
   kFlash2 = 4,     // FlashAttention-2: query tiles outside, parallel over the sequence
 };

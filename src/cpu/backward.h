@@ -87,6 +87,7 @@ inline void load_block_keys(Worker<Isa, Real>& w, const Tile& head, KeyRange key
   for (int64_t j = needed.begin; j < needed.end;) {
     const KeyRange tile = {j, min64(next_key_tile<Isa>(p, w.plan.tile_n, j), needed.end)};
     j = tile.end;
+    if (!w.keep_going()) return;
     bool visible = !p.block_mask.present;
     for (int64_t g = 0; g < p.group_size && !visible; ++g) {
       visible =

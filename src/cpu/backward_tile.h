@@ -19,12 +19,12 @@ struct BackwardScratch {
   Real* q_t = nullptr;     // [head_dim][lanes]
   Real* dout_t = nullptr;  // [head_dim_v][lanes]
   Real* dq_t = nullptr;    // [head_dim][lanes]: this task's share
-  Real* lse = nullptr;     // [lanes], kFarthest where a row's weights are all 0
+  Real* lse = nullptr;     // [lanes], +inf where a row's weights are all 0
   Real* rest = nullptr;    // [lanes], what rounding took from lse, where that matters
   Real* delta = nullptr;   // [lanes]
   Real* snap = nullptr;    // [lanes], rounding error of the exponent
-  Real* sums =
-      nullptr;  // [2][lanes], sum of P dP and of P over this task's keys, or null: see summed_delta
+  // [2][lanes], sum of P dP and of P over this task's keys, or null: see summed_delta.
+  Real* sums = nullptr;
   Real* p = nullptr;      // [step_n][lanes]
   Real* ds = nullptr;     // [step_n][lanes]
   Real* hide = nullptr;   // [step_n][lanes]
@@ -84,10 +84,6 @@ inline double lse_limit(DType dtype) {
   return dtype == DType::kFloat32 ? 16 : 1024;
 }
 
-// Logits are taken for no farther from 0 than this, so that x - lse is a number.
-template <class Real>
-inline constexpr Real kFarthest = std::numeric_limits<Real>::max() / 2;
-
 // What a panel brings to every key tile: q and dout in both layouts, lse, delta; sets t.dead.
 template <class Isa, class Real>
 inline void load_backward_panel(Worker<Isa, Real>& w, Tile& t, const BackwardScratch<Real>& r) {
@@ -110,7 +106,7 @@ inline void load_backward_panel(Worker<Isa, Real>& w, Tile& t, const BackwardScr
   for (int i = 0; i < t.lanes; ++i) {
     const Real* row = state + padded_row<Isa>(plan, *t.s, t.q0 + (i < t.rows ? i : 0));
     const bool weightless = i >= t.rows || row[0] == -std::numeric_limits<Real>::infinity();
-    r.lse[i] = weightless ? kFarthest<Real> : row[0];
+    r.lse[i] = weightless ? std::numeric_limits<Real>::infinity() : row[0];
     r.delta[i] = i < t.rows ? row[plan.row_stride] : Real{0};
     r.rest[i] = weightless ? Real{0} : row[2 * plan.row_stride];
     const Real magnitude = r.rest[i] != 0 ? Real{0} : std::fmin(std::fabs(r.lse[i]), limit);
@@ -133,16 +129,17 @@ inline TileClass recompute_weights(Worker<Isa, Real>& w, const Tile& t,
   const bool partial = tile_class == TileClass::kPartial;
   tile_logits<Isa, Real>(w, t, partial, scale, score_tile<Isa, Real>(w, r, k));
   const V zero = V::set1(Real{0});
-  const V lowest = V::set1(-kFarthest<Real>);
+  const V lowest = V::set1(std::numeric_limits<Real>::lowest());
   for (int i = 0; i < t.lanes; i += V::kLanes) {
     const V lse = V::load(r.lse + i);
     const V rest = V::load(r.rest + i);
     const V snap = V::load(r.snap + i);
     for (int k_row = 0; k_row < t.keys; ++k_row) {
       Real* cell = r.p + k_row * t.lanes + i;
-      const V x = V::max(lowest, V::load(cell));  // lse may be far above x: keep what gap loses
+      const V x = V::load(cell);
       const V gap = x - lse;
-      const V below = V::min(zero, gap + ((x - (gap + lse)) - rest));
+      const V fine = gap + ((x - (gap + lse)) - rest);  // x - lse - rest, rounded once
+      const V below = V::min(zero, V::select_lt(lowest, gap, fine, gap));
       V weight = exp2_snapped<Isa>(below, scale.exponent, snap);
       if (partial) {  // lse may be NaN, hidden weights are 0
         weight = V::select_lt(V::load(r.hide + k_row * t.lanes + i), zero, zero, weight);
@@ -247,7 +244,7 @@ template <class Isa, class Real>
         if (!(hide[m * lanes + k] < 0)) {
           acc = V::fma(V::set1(t.a[m * t.a_row + k]), V::load(t.b + k * t.b_step + n), acc);
         }
-        if (k + 1 < t.depth && (k + 1) % kLongestSum<Isa, Real> != 0) continue;
+        if (k + 1 < t.depth && (k + 1) % kLongestSum<Real> != 0) continue;
         total = total + acc;
         acc = V::set1(Real{0});
       }

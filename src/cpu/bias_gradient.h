@@ -28,9 +28,8 @@ inline double sink_weight(const Worker<Isa, Real>& w, const Tile& t, int64_t i) 
 }
 
 // delta of row i, whose sink has the weight `sunk`, for sums over all keys. Where there are sums,
-// sum_j P dP is taken for rowsum(dout
-// * out), which 16-bit rounding of out has touched; unless lse belongs to more keys than these, so
-// that the weights do not add up to 1.
+// sum_j P dP is taken for rowsum(dout * out), which 16-bit rounding of out has touched; unless lse
+// belongs to more keys than these, so that the weights do not add up to 1.
 template <class Isa, class Real>
 inline double summed_delta(const Worker<Isa, Real>& w, const Tile& t, int64_t i, double sunk) {
   const Problem& p = w.problem;

@@ -121,6 +121,7 @@ void flash1_forward_task(void* job, int64_t task, int worker, Progress& progress
 
   const ScoreScale<Real> scale = make_score_scale<Isa, Real>(p, true);
   for (int64_t n = 0; n < num_panels; ++n) {  // O = 0, l = 0, m = -inf in slow memory
+    if (!w.keep_going()) return;
     select_panel(n);
     reset_panel<Isa, Real>(panel, static_cast<int>(p.head_dim_v));
     store_state<Isa, Real>(w, flash1_state<Isa, Real>(w, t, n), panel);
@@ -148,6 +149,7 @@ void flash1_forward_task(void* job, int64_t task, int worker, Progress& progress
     }
   }
   for (int64_t n = 0; n < num_panels; ++n) {
+    if (!w.keep_going()) return;
     select_panel(n);
     load_state<Isa, Real>(w, flash1_state<Isa, Real>(w, t, n), panel);
     store_panel<Isa, Real>(w, t, panel, scale, rows_buffer);

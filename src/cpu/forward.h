@@ -75,7 +75,7 @@ template <class Isa, class Real>
         const V a = V::select_lt(V::load(hide + k * t.b_step + n), zero, zero,
                                  V::set1(t.a[m * t.a_row + k * t.a_step]));
         acc = V::fma(a, V::load(t.b + k * t.b_step + n), acc);
-        if (k + 1 < t.depth && (k + 1) % kLongestSum<Isa, Real> != 0) continue;
+        if (k + 1 < t.depth && (k + 1) % kLongestSum<Real> != 0) continue;
         total = total + acc;
         acc = zero;
       }

@@ -91,7 +91,7 @@ struct CpuPlan {
   // flash1: m, l. standard: what out is divided by, 1 or, for dead rows, infinity.
   Slice row_state;
   Slice tile_state;        // O (flash1) or dQ (backward), transposed panels: [padded rows][dim]
-  Slice scores;            // standard: S or P, transposed panels, in q's dtype
+  Slice scores;            // standard: S or P, transposed panels, float32 or float64
   Slice gradients;         // standard backward: dS, likewise
   Slice turns;             // int32 per panel: whose turn it is to add into dq
   int64_t row_stride = 0;  // padded rows of all heads

@@ -152,12 +152,12 @@ inline double sink_logit(const Problem& p, int64_t h) {
   return load_scalar<Isa, float>(p.sink.at(h, 0, 0, 0), DType::kFloat32);
 }
 
-// Calls hide_row(i) for the rows of the tile whose lse is `lse`.
+// Calls visit(i) for the rows of the tile whose lse is `lse`.
 template <class Isa, class Real, class F>
-inline void for_rows_with_lse(const Problem& p, const Tile& t, double lse, F hide_row) {
+inline void for_rows_with_lse(const Problem& p, const Tile& t, double lse, F visit) {
   for (int i = 0; i < t.rows; ++i) {
     const char* cell = p.lse.at(t.s->batch_q, t.h, t.s->row_q + t.q0 + i, 0);
-    if (static_cast<double>(load_scalar<Isa, Real>(cell, p.lse.dtype)) == lse) hide_row(i);
+    if (static_cast<double>(load_scalar<Isa, Real>(cell, p.lse.dtype)) == lse) visit(i);
   }
 }
 

@@ -74,6 +74,15 @@ inline bool standard_ds(Worker<Isa, Real>& w, StandardBlock<Isa, Real>& block,
   return for_key_tiles(w, block, add_delta) && for_key_tiles(w, block, subtract_delta);
 }
 
+// hide = -inf for the pairs that add nothing, whatever their rows hold. weights: P, or dS.
+template <class Isa, class Real>
+inline void hide_pairs(Worker<Isa, Real>& w, const Tile& t, const Real* weights, Real* hide,
+                       Real* lane_buffer) {
+  fill_hide<Isa, Real>(w, t, hide, lane_buffer);
+  hide_dead_rows<Isa, Real>(w.problem, t, hide);
+  hide_weightless<Isa, Real>(w.problem, t, weights, hide);
+}
+
 template <class Isa, class Real>
 void standard_probs_task(void* job, int64_t task, int worker, Progress& progress) {
   Worker<Isa, Real> w(job, worker, progress);
@@ -171,12 +180,8 @@ void standard_dkdv_task(void* job, int64_t task, int worker, Progress& progress)
         j = end;
         load_scores<Isa, Real>(w, plan.scores, t, r.p);
         load_scores<Isa, Real>(w, plan.gradients, t, r.ds);
+        if (nonfinite_q || nonfinite_dout) hide_pairs<Isa, Real>(w, t, r.p, r.hide, r.lane);
         if (p.dropout.enabled) apply_keep<Isa, Real>(p, t, r.extra, r.p);
-        if (nonfinite_q || nonfinite_dout) {
-          fill_hide<Isa, Real>(w, t, r.hide, r.lane);
-          hide_dead_rows<Isa, Real>(p, t, r.hide);
-          hide_weightless<Isa, Real>(p, t, r.p, r.hide);
-        }
         accumulate_dk_dv<Isa, Real>(w, t, row, {nonfinite_q, nonfinite_dout}, r);
         kernel_progress(progress, static_cast<double>(t.rows) * t.keys);
       }
@@ -220,9 +225,7 @@ void standard_dq_task(void* job, int64_t task, int worker, Progress& progress) {
                                       .depth = block.t.keys,
                                       .accumulate = true};
       if (has_nonfinite<Isa, Real>(k_scratch, block.t.keys, dim, dim)) {
-        fill_hide<Isa, Real>(w, block.t, scratch.hide, scratch.lane);
-        hide_dead_rows<Isa, Real>(p, block.t, scratch.hide);
-        hide_weightless<Isa, Real>(p, block.t, scratch.s, scratch.hide);
+        hide_pairs<Isa, Real>(w, block.t, scratch.s, scratch.hide, scratch.lane);
         accumulate_visible<Isa, Real>(product, scratch.hide);
       } else {
         gemm<Isa, Real>(product);

@@ -10,8 +10,8 @@
 //     dV  += P^T dO     A = P^T [key][query]  B = dO   [query][d]
 // Micro tile: kTileRows x 2 vectors of accumulators in registers; per step of k it loads 2 vectors
 // and broadcasts kTileRows scalars for 2 * kTileRows multiply-adds. Each element is one sequential
-// sum over k that starts at zero and is then added to C: its bits depend on no tile boundary in m
-// or n, and long sums are summed in blocks.
+// sum over at most kLongestSum steps that starts at zero and is then added to C: its bits depend on
+// no tile boundary in m or n, and long sums are summed in blocks.
 #pragma once
 
 #include <cstdint>
@@ -94,19 +94,19 @@ inline void gemm_along(const GemmTile<Real>& t) {
 
 // Longest sum that is accumulated in one go; longer ones are cut and added up, which keeps their
 // error that of the short ones. float64 results are judged by their rounding alone.
-template <class Isa, class Real>
-inline constexpr int kLongestSum = sizeof(Real) == 8 ? 8 : Isa::kLongestSum;
+template <class Real>
+inline constexpr int kLongestSum = sizeof(Real) == 8 ? 8 : 64;
 
 template <class Isa, class Real>
 inline void gemm(GemmTile<Real> t) {
   const int depth = t.depth;
-  for (int k = 0; k == 0 || k < depth; k += kLongestSum<Isa, Real>) {
-    t.depth = depth - k < kLongestSum<Isa, Real> ? depth - k : kLongestSum<Isa, Real>;
+  for (int k = 0; k == 0 || k < depth; k += kLongestSum<Real>) {
+    t.depth = depth - k < kLongestSum<Real> ? depth - k : kLongestSum<Real>;
     t.a_step == 1 ? gemm_along<Isa, Real, true>(t) : gemm_along<Isa, Real, false>(t);
     t.a += t.depth * t.a_step;
     t.b += t.depth * t.b_step;
     t.accumulate = true;
-    if (depth - k <= kLongestSum<Isa, Real>) break;
+    if (depth - k <= kLongestSum<Real>) break;
   }
 }
 

@@ -326,6 +326,35 @@ TEST(MinusInfinity, InTheBiasIsWeightZero) {
   }
 }
 
+// Fully padded rows: the lowest number added to every logit, twice to some, which overflows.
+TEST(MinusInfinity, BesideTheLowestNumberIsWeightZero) {
+  constexpr int64_t kRow = 5;
+  for (int64_t seqlen_k : {40, 75}) {
+    for (bool sink : {false, true}) {
+      Case c = base_case(DType::kFloat32);
+      c.seqlen_k = seqlen_k;
+      c.sink = c.dsink = sink;
+      c.bias = {true, DType::kFloat32, {c.batch, c.num_heads_q, c.seqlen_q, c.seqlen_k}};
+      c.dbias = true;
+      Values values = make_values(c);
+      if (sink) values.sink.fill(-3e38);
+      for (int64_t j = 0; j < seqlen_k; ++j) {
+        const double padding = j % 2 == 0 ? std::numeric_limits<float>::lowest() : -kInfinity;
+        values.bias.put(padding, 0, 1, kRow, j);
+      }
+      for_each_target([&](const Target& target) {
+        const Results r = run_call(c, values, target);
+        for (const DenseTensor* result : {&r.out, &r.dq, &r.dk, &r.dv, &r.dbias}) {
+          EXPECT_TRUE(all_finite(*result));
+        }
+        for (int64_t j = 1; j < seqlen_k; j += 2) {
+          EXPECT_EQ(r.dbias.at(0, 1, kRow, j), 0.0) << j;
+        }
+      });
+    }
+  }
+}
+
 TEST(MinusInfinity, EverywhereWithASinkLeavesTheSink) {
   Case c = base_case(DType::kFloat32);
   c.bias = {true, DType::kFloat32, {1}};
@@ -411,13 +440,15 @@ INSTANTIATE_TEST_SUITE_P(Edge, Scalars, ::testing::Range(0, static_cast<int>(std
                          });
 
 TEST(Sink, FarAheadOrFarBehind) {
-  for (double sink : {-1e30, -1e4, 0.0, 88.0, 1e4, 1e30, -kInfinity}) {
+  for (double sink : {-3e38, -1e30, -1e4, 0.0, 88.0, 1e4, 1e30, 3e38, -kInfinity}) {
     SCOPED_TRACE(sink);
     Case c = base_case(DType::kFloat32);
     c.sink = c.dsink = c.dlse = true;
     c.causal = true;
+    c.bias = {true, DType::kFloat32, {c.seqlen_k}};
     Values values = make_values(c);
     values.sink.fill(sink);
+    values.bias.put(-kInfinity, 2);
     for_each_target([&](const Target& target) {
       Case judged = c;
       judged.backward = judged.dlse = judged.dsink = std::fabs(sink) <= 1e4;

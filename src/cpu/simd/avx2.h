@@ -12,7 +12,6 @@ namespace attentile::cpu {
 struct Avx2 {
   static constexpr Isa kIsa = Isa::kAvx2;
   static constexpr int kTileRows = 6;
-  static constexpr int kLongestSum = 64;
 };
 
 template <>

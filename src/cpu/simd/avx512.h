@@ -12,7 +12,6 @@ namespace attentile::cpu {
 struct Avx512 {
   static constexpr Isa kIsa = Isa::kAvx512;
   static constexpr int kTileRows = 8;
-  static constexpr int kLongestSum = 64;
 };
 
 template <>

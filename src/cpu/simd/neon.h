@@ -12,7 +12,6 @@ namespace attentile::cpu {
 struct Neon {
   static constexpr Isa kIsa = Isa::kNeon;
   static constexpr int kTileRows = 8;
-  static constexpr int kLongestSum = 64;
 };
 
 template <>

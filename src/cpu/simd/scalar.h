@@ -15,7 +15,6 @@ namespace attentile::cpu {
 struct Scalar {
   static constexpr Isa kIsa = Isa::kScalar;
   static constexpr int kTileRows = 4;
-  static constexpr int kLongestSum = 64;
 };
 
 template <class Real>
