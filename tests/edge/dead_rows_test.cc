@@ -3,28 +3,13 @@
 // their gradients are 0, and nothing they hold (dout, dlse) or see (values) reaches any result: NaN
 // and infinity there change no bit. With a sink, dsink receives dlse and nothing else.
 #include <algorithm>
-#include <limits>
 #include <string>
 #include <vector>
 
-#include "conformance/call_testing.h"
+#include "edge/edge.h"
 
 namespace attentile::edge {
 namespace {
-
-using conformance::accurate;
-using conformance::all_finite;
-using conformance::base_case;
-using conformance::Case;
-using conformance::for_each_target;
-using conformance::Results;
-using conformance::run_call;
-using conformance::same_bits;
-using conformance::Target;
-using conformance::Values;
-
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 struct Change {
   const char* name;

@@ -6,23 +6,10 @@
 #include <string>
 #include <vector>
 
-#include "conformance/call_testing.h"
+#include "edge/edge.h"
 
 namespace attentile::edge {
 namespace {
-
-using conformance::accurate;
-using conformance::all_finite;
-using conformance::all_zero;
-using conformance::base_case;
-using conformance::Case;
-using conformance::for_each_target;
-using conformance::Results;
-using conformance::run_call;
-using conformance::same_bits;
-using conformance::Target;
-using conformance::Values;
-using testing::DenseTensor;
 
 struct Hiding {
   const char* name;
@@ -124,7 +111,6 @@ class Hidden : public ::testing::TestWithParam<int> {};
 
 TEST_P(Hidden, HasNoEffect) {
   const Hiding& hiding = kHidings[GetParam()];
-  constexpr double kInfinity = std::numeric_limits<double>::infinity();
   for (DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kFloat64}) {
     SCOPED_TRACE(to_string(dtype));
     Case c = base_case(dtype);

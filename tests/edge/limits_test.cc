@@ -6,26 +6,10 @@
 #include <string>
 #include <vector>
 
-#include "conformance/call_testing.h"
+#include "edge/edge.h"
 
 namespace attentile::edge {
 namespace {
-
-using conformance::accurate;
-using conformance::all_finite;
-using conformance::all_zero;
-using conformance::base_case;
-using conformance::Case;
-using conformance::Fill;
-using conformance::for_each_target;
-using conformance::Results;
-using conformance::run_call;
-using conformance::same_bits;
-using conformance::Target;
-using conformance::Values;
-using testing::DenseTensor;
-
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 void expect_hidden_row(const Case& c, const Results& r, int64_t b, int64_t h, int64_t i) {
   EXPECT_EQ(r.lse.at(b, h, i), -kInfinity) << b << " " << h << " " << i;

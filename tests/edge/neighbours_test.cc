@@ -3,27 +3,13 @@
 // larger logit in a later tile, not when its lse is large or NaN. And weights that are equal and a
 // power of two in number are exact whatever the logit.
 #include <cmath>
-#include <limits>
 #include <string>
 #include <vector>
 
-#include "conformance/call_testing.h"
+#include "edge/edge.h"
 
 namespace attentile::edge {
 namespace {
-
-using conformance::accurate;
-using conformance::base_case;
-using conformance::Case;
-using conformance::for_each_target;
-using conformance::Results;
-using conformance::run_call;
-using conformance::same_bits;
-using conformance::Target;
-using conformance::Tier;
-using conformance::Values;
-
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 // Query row kRow of (0, 0) is the one that changes: it may differ, and dk, dv, dbias with it.
 constexpr int64_t kRow = 5;

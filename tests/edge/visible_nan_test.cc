@@ -3,30 +3,13 @@
 // column, lse as if it were not there); every other row keeps its bits. In the backward pass NaN
 // may reach dq of those rows and dk, dv, dbias of the keys they see; nothing else changes.
 #include <cmath>
-#include <limits>
 #include <string>
 #include <vector>
 
-#include "conformance/call_testing.h"
+#include "edge/edge.h"
 
 namespace attentile::edge {
 namespace {
-
-using conformance::accurate;
-using conformance::all_finite;
-using conformance::all_zero;
-using conformance::base_case;
-using conformance::Case;
-using conformance::for_each_target;
-using conformance::Results;
-using conformance::run_call;
-using conformance::same_bits;
-using conformance::Target;
-using conformance::Values;
-using testing::DenseTensor;
-
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // Where the bad value goes and what its rows must become.
 struct Taint {

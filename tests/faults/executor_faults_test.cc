@@ -169,18 +169,26 @@ TEST(ExecutorFork, WhileOtherThreadsAreInsideACall) {
   }
 }
 
+// Forks once, in the first poll of a call with its context.
+struct ForkInPoll {
+  pid_t child = -1;
+  int parent = getpid();
+
+  ExecutionContext context() {
+    ExecutionContext made;
+    made.poll_data = this;
+    made.poll = [](void* data, double) {
+      auto& self = *static_cast<ForkInPoll*>(data);
+      if (self.child == -1) self.child = fork();
+      return 0;
+    };
+    return made;
+  }
+};
+
 TEST(ExecutorFork, InsidePollTheChildGivesUpAndTheParentGoesOn) {
-  struct Forked {
-    pid_t child = -1;
-    int parent = getpid();
-  } forked;
-  ExecutionContext context;
-  context.poll_data = &forked;
-  context.poll = [](void* data, double) {
-    auto& f = *static_cast<Forked*>(data);
-    if (f.child == -1) f.child = fork();
-    return 0;
-  };
+  ForkInPoll forked;
+  const ExecutionContext context = forked.context();
   std::atomic<int> ran{0};
   Progress progress(context, 1.0);
   const Status status = parallel_for(
@@ -202,17 +210,8 @@ TEST(ExecutorFork, InsidePollTheChildGivesUpAndTheParentGoesOn) {
 }
 
 TEST(ExecutorFork, InsidePollOfACallWithoutHelpersBothGoOn) {
-  struct Forked {
-    pid_t child = -1;
-    int parent = getpid();
-  } forked;
-  ExecutionContext context;
-  context.poll_data = &forked;
-  context.poll = [](void* data, double) {
-    auto& f = *static_cast<Forked*>(data);
-    if (f.child == -1) f.child = fork();
-    return 0;
-  };
+  ForkInPoll forked;
+  const ExecutionContext context = forked.context();
   int ran = 0;
   Progress progress(context, 1.0);
   const Status status = parallel_for(
