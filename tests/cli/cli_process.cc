@@ -123,9 +123,18 @@ Outcome run_cli(const std::vector<std::string>& words, const Surroundings& surro
   posix_spawn_file_actions_addopen(&actions, 2,
                                    terminal ? stderr_terminal.name().c_str() : err.c_str(),
                                    terminal ? O_WRONLY | O_NOCTTY : kFlags, 0600);
+  // A shell's background jobs ignore SIGINT, and so would the child.
+  posix_spawnattr_t attributes;
+  posix_spawnattr_init(&attributes);
+  sigset_t defaults;
+  sigemptyset(&defaults);
+  sigaddset(&defaults, SIGINT);
+  posix_spawnattr_setsigdefault(&attributes, &defaults);
+  posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGDEF);
   pid_t child = -1;
   Outcome outcome;
-  const int error = posix_spawn(&child, argv[0], &actions, nullptr, argv.data(), environ);
+  const int error = posix_spawn(&child, argv[0], &actions, &attributes, argv.data(), environ);
+  posix_spawnattr_destroy(&attributes);
   posix_spawn_file_actions_destroy(&actions);
   if (error != 0) {
     ADD_FAILURE() << argv[0] << ": " << std::strerror(error);
