@@ -175,6 +175,16 @@ void add_scores(CaseList& list) {
     c.batch_base = 2;
     c.dropout_num_heads_q = 4;
   });
+  // A single dsink: it shows what 16-bit rounding of out leaves in delta.
+  list.add("sink_bf16_long", {3, 61, 257, 1, 1, 2, 26}, [](Case& c) {
+    c.seed = 44395;
+    c.dtype = DType::kBFloat16;
+    c.fill = Fill::kOutliers;
+    c.causal = true;
+    c.softcap = 2.0;
+    c.softmax_scale = 1.0;
+    c.sink = true;
+  });
   list.add("sink_causal_tall_dlse", {1, 65, 17, 2, 1, 16, 16}, [](Case& c) {
     c.sink = true;
     c.causal = true;

@@ -31,7 +31,8 @@ struct Planned {
 };
 
 // Data pointers are not needed to plan.
-Planned plan_bytes(int64_t n, int64_t d, const Target& target) {
+Planned plan_bytes(int64_t n, int64_t d, const Target& target, int64_t fast_memory_bytes = 65536,
+                   int num_threads = 2) {
   AttentionInputs inputs;
   inputs.q = inputs.k = inputs.v = contiguous_view(nullptr, DType::kFloat32, {1, n, 1, d});
   AttentionOutputs outputs;
@@ -42,9 +43,9 @@ Planned plan_bytes(int64_t n, int64_t d, const Target& target) {
   AttentionOptions options;
   options.algorithm = target.algorithm;
   options.isa = target.isa;
-  options.fast_memory_bytes = 65536;
+  options.fast_memory_bytes = fast_memory_bytes;
   ExecutionContext context;
-  context.num_threads = 2;
+  context.num_threads = num_threads;
   const Result<Plan> forward = plan_forward(inputs, outputs, options, context);
   const Result<Plan> backward = plan_backward(inputs, outputs, gradients, options, context);
   EXPECT_TRUE(forward.ok()) << forward.status().message();
@@ -67,6 +68,19 @@ TEST(Workspace, GrowsLinearly) {
       // Less than the inputs: three arrays of N x d floats.
       EXPECT_LE(c, int64_t{3} * 1048576 * 64 * 4);
     }
+  });
+}
+
+// However large flash1's tile of keys, its scores are computed a short step at a time.
+TEST(Workspace, OfFlash1HoldsATileOfKeysButNotOfScores) {
+  constexpr int64_t kLength = 65536;
+  constexpr int64_t kDim = 64;
+  const auto arrays = [](int64_t columns) { return columns * kLength * 4; };
+  for_each_target([&](const Target& target) {
+    if (target.algorithm != Algorithm::kFlash1) return;
+    const Planned planned = plan_bytes(kLength, kDim, target, int64_t{1} << 30, 1);
+    EXPECT_LE(planned.forward, arrays(2 * kDim) + arrays(kDim + 2) + (1 << 20));   // K V; O m l
+    EXPECT_LE(planned.backward, arrays(4 * kDim) + arrays(kDim + 3) + (1 << 20));  // dK dV too; dQ
   });
 }
 
