@@ -49,17 +49,13 @@ Exit bench(const Words& words, const Streams& streams) {
 
   const InterruptGuard guard;
   ProgressBar bar(streams.err, "bench");
-  Peaks peaks;
   Json records = Json::array();
   for (size_t i = 0; i < request.cases.size(); ++i) {
     const double cases = static_cast<double>(request.cases.size());
     const BenchResult result = measure(
         request.cases[i], request, {.bar = bar, .begin = static_cast<double>(i), .cases = cases});
-    const Timing& ours = result.timings.front();
-    const double peak =
-        peaks.gflops(ours.plan.isa, result.problem.dtype, result.bench_case.threads);
     const size_t first = records.size();
-    for (const Timing& timing : result.timings) records.push_back(to_record(result, timing, peak));
+    for (const Timing& timing : result.timings) records.push_back(to_record(result, timing));
     bar.wipe();
     if (i == 0) print_heading(streams.out);
     print_row(streams.out, result, records[first]);

@@ -31,6 +31,7 @@ struct Subject {
 
 constexpr size_t kMinRuns = 3;
 constexpr size_t kMaxRuns = 100'000;
+constexpr int kPeakRuns = 3;  // a millisecond each
 
 bool enough(const Subject& subject, double min_time_s) {
   const size_t runs = subject.seconds.size();
@@ -108,12 +109,15 @@ double run_once(const CallTensors& call, const Subject& subject, const Execution
   return std::chrono::duration<double>(stop - start).count();
 }
 
+double median_of(std::vector<double>& values) {
+  std::sort(values.begin(), values.end());
+  const size_t middle = values.size() / 2;
+  return values.size() % 2 == 1 ? values[middle] : 0.5 * (values[middle - 1] + values[middle]);
+}
+
 Timing summarize(Subject& subject) {
   std::vector<double>& seconds = subject.seconds;
-  std::sort(seconds.begin(), seconds.end());
-  const size_t middle = seconds.size() / 2;
-  const double median =
-      seconds.size() % 2 == 1 ? seconds[middle] : 0.5 * (seconds[middle - 1] + seconds[middle]);
+  const double median = median_of(seconds);
   return {.name = subject.name,
           .plan = subject.plan,
           .median_s = median,
@@ -121,8 +125,10 @@ Timing summarize(Subject& subject) {
           .runs = static_cast<int>(seconds.size())};
 }
 
-void time_subjects(const CallTensors& call, std::vector<Subject>& subjects,
-                   ExecutionContext context, double min_time_s, const CaseShare& share) {
+// Returns the peaks, one per round: the clock moves, and a run's peak is that of its moment.
+std::vector<double> time_subjects(const CallTensors& call, std::vector<Subject>& subjects,
+                                  ExecutionContext context, double min_time_s,
+                                  const CaseShare& share) {
   const bool backward = call.gradients.dq.present();
   CaseProgress progress(share);
   progress.watch(context);
@@ -135,9 +141,12 @@ void time_subjects(const CallTensors& call, std::vector<Subject>& subjects,
     run_once(call, subject, context, backward);
     progress.end_run();
   }
+  std::vector<double> peaks;
   for (bool done = false; !done;) {
     done = true;
     double runs_left = per_round * rounds_left(subjects, min_time_s);
+    peaks.push_back(cpu::measure_peak_gflops(subjects[0].plan.isa, call.inputs.q.dtype,
+                                             context.num_threads, kPeakRuns));
     for (Subject& subject : subjects) {
       progress.begin_run(runs_left--);
       subject.add(run_once(call, subject, context, backward));
@@ -145,6 +154,7 @@ void time_subjects(const CallTensors& call, std::vector<Subject>& subjects,
       done = done && enough(subject, min_time_s);
     }
   }
+  return peaks;
 }
 
 }  // namespace
@@ -176,19 +186,13 @@ BenchResult measure(const BenchCase& bench_case, const BenchRequest& request,
 
   const CallTensors call = make_call(bench_case.call, 1);
   result.problem = take(validate_forward(call.inputs, call.outputs, request.options, Check::kCall));
-  time_subjects(call, subjects, context, request.min_time_s, share);
+  std::vector<double> peaks = time_subjects(call, subjects, context, request.min_time_s, share);
+  result.peak_gflops = median_of(peaks);
   for (Subject& subject : subjects) result.timings.push_back(summarize(subject));
   return result;
 }
 
-double Peaks::gflops(Isa isa, DType dtype, int threads) {
-  const auto key = std::make_tuple(isa, dtype, threads);
-  const auto found = known_.find(key);
-  if (found != known_.end()) return found->second;
-  return known_[key] = cpu::measure_peak_gflops(isa, dtype, threads);
-}
-
-Json to_record(const BenchResult& result, const Timing& timing, double peak_gflops) {
+Json to_record(const BenchResult& result, const Timing& timing) {
   const SyntheticCall& call = result.bench_case.call;
   Json record;
   record["name"] = timing.name;
@@ -201,8 +205,8 @@ Json to_record(const BenchResult& result, const Timing& timing, double peak_gflo
   record["runs"] = timing.runs;
   const double gflops = timing.median_s > 0 ? timing.plan.flops / timing.median_s * 1e-9 : 0;
   record["gflops"] = gflops;
-  record["peak_gflops"] = peak_gflops;
-  record["fraction_of_peak"] = peak_gflops > 0 ? gflops / peak_gflops : 0;
+  record["peak_gflops"] = result.peak_gflops;
+  record["fraction_of_peak"] = result.peak_gflops > 0 ? gflops / result.peak_gflops : 0;
   record["bytes_per_s"] = nullptr;
   if (!call.backward && result.problem.max_seqlen_q == 1 && timing.median_s > 0) {
     const Problem& p = result.problem;

@@ -3,10 +3,8 @@
 // of the machine's speed meets both.
 #pragma once
 
-#include <map>
 #include <optional>
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "cli/bench_cases.h"
@@ -27,7 +25,8 @@ struct BenchResult {
   BenchCase bench_case;
   Problem problem;  // shapes only
   std::vector<Timing> timings;
-  std::string skipped;  // why standard was not run; "" when it was
+  double peak_gflops = 0;  // the median of those measured between the runs
+  std::string skipped;     // why standard was not run; "" when it was
 };
 
 // The part of the bar that one case moves: from begin / cases to (begin + 1) / cases.
@@ -40,16 +39,7 @@ struct CaseShare {
 BenchResult measure(const BenchCase& bench_case, const BenchRequest& request,
                     const CaseShare& share);
 
-// Arithmetic peaks in GFLOP/s, each measured once in this process.
-class Peaks {
- public:
-  double gflops(Isa isa, DType dtype, int threads);
-
- private:
-  std::map<std::tuple<Isa, DType, int>, double> known_;
-};
-
 // One record in the names of the interface.
-Json to_record(const BenchResult& result, const Timing& timing, double peak_gflops);
+Json to_record(const BenchResult& result, const Timing& timing);
 
 }  // namespace attentile::cli
