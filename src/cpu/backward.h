@@ -66,7 +66,7 @@ inline bool add_dq(Worker<Isa, Real>& w, const Tile& t, int64_t block, bool touc
     store_queries<Isa, Real>(
         w,
         {p.dq, *t.s, t.h, t.q0, t.rows, static_cast<int>(p.head_dim), static_cast<int>(p.head_dim)},
-        r.dq_t, t.lanes, r.lane, r.q);
+        r.dq_t, t.lanes, r.lane);
   } else if (touched || my_turn == 0) {
     copy_lanes<Isa, Real>(r.dq_t, sum, count);
     w.count_written(bytes);

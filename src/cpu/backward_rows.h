@@ -50,8 +50,8 @@ inline void refine_lse(Worker<Isa, Real>& w, Tile t, bool all, const BackwardScr
   panel.q0 = t.q0;
   panel.rows = t.rows;
   panel.lanes = t.lanes;
-  panel.row_max = r.lse;
-  panel.row_sum = r.rest;
+  panel.row_max = r.base;
+  panel.row_sum = r.whole;
   reset_panel<Isa, Real>(panel, 0);
   load_queries<Isa, Real>(w, {p.q, *t.s, t.h, t.q0, t.rows, dim, w.plan.padded_dim}, r.q);
   transpose_to_lanes<Isa, Real>(r.q, w.plan.padded_dim, t.rows, dim, t.lanes, r.q_t);
@@ -68,7 +68,7 @@ inline void refine_lse(Worker<Isa, Real>& w, Tile t, bool all, const BackwardScr
                          r.k);
     tile_logits<Isa, Real>(w, t, tile_class == TileClass::kPartial, scale,
                            score_tile<Isa, Real>(w, r, r.k));
-    online_softmax<Isa, Real>(panel, t.keys, 0, scale.exponent, r.p);
+    online_softmax<Isa, Real>(panel, {r.p, r.p, t.keys, nullptr}, 0, scale.exponent);
   }
   RowEnd rows[kMaxPanelLanes];
   close_rows<Isa, Real>(p, t.h, panel, scale, r.lane, rows);

@@ -19,10 +19,11 @@ struct BackwardScratch {
   Real* q_t = nullptr;     // [head_dim][lanes]
   Real* dout_t = nullptr;  // [head_dim_v][lanes]
   Real* dq_t = nullptr;    // [head_dim][lanes]: this task's share
-  Real* lse = nullptr;     // [lanes], +inf where a row's weights are all 0
-  Real* rest = nullptr;    // [lanes], what rounding took from lse, where that matters
-  Real* delta = nullptr;   // [lanes]
-  Real* snap = nullptr;    // [lanes], rounding error of the exponent
+  Real* base = nullptr;    // [lanes] and likewise: see RowShift
+  Real* whole = nullptr;
+  Real* fraction = nullptr;
+  Real* delta = nullptr;  // [lanes]
+  Real* snap = nullptr;   // [lanes], rounding error of the exponent
   // [2][lanes], sum of P dP and of P over this task's keys, or null: see summed_delta.
   Real* sums = nullptr;
   Real* p = nullptr;      // [step_n][lanes]
@@ -48,7 +49,7 @@ inline BackwardScratch<Real> take_backward_scratch(Worker<Isa, Real>& w, int lan
   r.q_t = w.take(p.head_dim * lanes);
   r.dout_t = w.take(p.head_dim_v * lanes);
   r.dq_t = w.take(p.head_dim * lanes);
-  for (Real** row : {&r.lse, &r.rest, &r.delta, &r.snap}) *row = w.take(lanes);
+  for (Real** row : {&r.base, &r.whole, &r.fraction, &r.delta, &r.snap}) *row = w.take(lanes);
   for (Real** tile : {&r.p, &r.ds, &r.hide, &r.extra, &r.cap}) *tile = w.take(plan.step_n * lanes);
   r.lane = w.take(2 * lanes);
   r.sums = plan.sum_rows ? w.take(2 * lanes) : nullptr;
@@ -84,6 +85,24 @@ inline double lse_limit(DType dtype) {
   return dtype == DType::kFloat32 ? 16 : 1024;
 }
 
+// lse + rest of row i as a RowShift. float64 keeps them as base and fraction.
+template <class Isa, class Real>
+inline void shift_row(bool weightless, Real lse, Real rest, const BackwardScratch<Real>& r, int i) {
+  constexpr Real kInfinity = std::numeric_limits<Real>::infinity();
+  if constexpr (sizeof(Real) == 8) {
+    r.base[i] = weightless ? kInfinity : lse;
+    r.whole[i] = 0;
+    r.fraction[i] = weightless ? Real{0} : rest;
+  } else {
+    const bool large = !(std::fabs(lse) < 4096);  // NaN too
+    r.base[i] = large && !weightless ? lse : Real{0};
+    const double log2_lse = ((large ? 0.0 : static_cast<double>(lse)) + rest) * kLog2E;
+    const double whole = weightless ? 1e6 : std::nearbyint(log2_lse);
+    r.whole[i] = static_cast<Real>(whole);
+    r.fraction[i] = weightless ? Real{0} : static_cast<Real>(log2_lse - whole);
+  }
+}
+
 // What a panel brings to every key tile: q and dout in both layouts, lse, delta; sets t.dead.
 template <class Isa, class Real>
 inline void load_backward_panel(Worker<Isa, Real>& w, Tile& t, const BackwardScratch<Real>& r) {
@@ -106,11 +125,11 @@ inline void load_backward_panel(Worker<Isa, Real>& w, Tile& t, const BackwardScr
   for (int i = 0; i < t.lanes; ++i) {
     const Real* row = state + padded_row<Isa>(plan, *t.s, t.q0 + (i < t.rows ? i : 0));
     const bool weightless = i >= t.rows || row[0] == -std::numeric_limits<Real>::infinity();
-    r.lse[i] = weightless ? std::numeric_limits<Real>::infinity() : row[0];
     r.delta[i] = i < t.rows ? row[plan.row_stride] : Real{0};
-    r.rest[i] = weightless ? Real{0} : row[2 * plan.row_stride];
-    const Real magnitude = r.rest[i] != 0 ? Real{0} : std::fmin(std::fabs(r.lse[i]), limit);
+    const Real rest = row[2 * plan.row_stride];
+    const Real magnitude = rest != 0 ? Real{0} : std::fmin(std::fabs(row[0]), limit);
     r.snap[i] = weightless ? Real{0} : kUnit * (Real{1.5} * magnitude + spread);
+    shift_row<Isa, Real>(weightless, row[0], rest, r, i);
   }
   t.dead = has_dead_rows<Isa, Real>(p, t);
   w.count_read(int64_t{3} * t.rows * static_cast<int64_t>(sizeof(Real)));
@@ -129,18 +148,13 @@ inline TileClass recompute_weights(Worker<Isa, Real>& w, const Tile& t,
   const bool partial = tile_class == TileClass::kPartial;
   tile_logits<Isa, Real>(w, t, partial, scale, score_tile<Isa, Real>(w, r, k));
   const V zero = V::set1(Real{0});
-  const V lowest = V::set1(std::numeric_limits<Real>::lowest());
+  const ShiftedExp<Isa, Real> exp(scale.exponent);
   for (int i = 0; i < t.lanes; i += V::kLanes) {
-    const V lse = V::load(r.lse + i);
-    const V rest = V::load(r.rest + i);
-    const V snap = V::load(r.snap + i);
+    const RowShift<V> row = {V::load(r.base + i), V::load(r.whole + i), V::load(r.fraction + i),
+                             V::load(r.snap + i)};
     for (int k_row = 0; k_row < t.keys; ++k_row) {
       Real* cell = r.p + k_row * t.lanes + i;
-      const V x = V::load(cell);
-      const V gap = x - lse;
-      const V fine = gap + ((x - (gap + lse)) - rest);  // x - lse - rest, rounded once
-      const V below = V::min(zero, V::select_lt(lowest, gap, fine, gap));
-      V weight = exp2_snapped<Isa>(below, scale.exponent, snap);
+      V weight = exp(V::load(cell), row);
       if (partial) {  // lse may be NaN, hidden weights are 0
         weight = V::select_lt(V::load(r.hide + k_row * t.lanes + i), zero, zero, weight);
       }

@@ -19,16 +19,18 @@ namespace attentile::cpu {
 // Scratch that attend_tile works in.
 template <class Real>
 struct TileScratch {
-  Real* s = nullptr;      // [step_n][lanes]
-  Real* hide = nullptr;   // [step_n][lanes]
-  Real* extra = nullptr;  // [step_n][lanes], bias, then keep
-  Real* lane = nullptr;   // [2][lanes]
+  Real* s = nullptr;        // [step_n][lanes]
+  Real* weights = nullptr;  // [step_n][lanes]
+  Real* hide = nullptr;     // [step_n][lanes]
+  Real* extra = nullptr;    // [step_n][lanes], bias, then keep
+  Real* lane = nullptr;     // [2][lanes]
 };
 
 template <class Isa, class Real>
 inline TileScratch<Real> take_tile_scratch(Worker<Isa, Real>& w, int lanes) {
   TileScratch<Real> scratch;
   scratch.s = w.take(w.plan.step_n * lanes);
+  scratch.weights = w.take(w.plan.step_n * lanes);
   scratch.hide = w.take(w.plan.step_n * lanes);
   scratch.extra = w.take(w.plan.step_n * lanes);
   scratch.lane = w.take(2 * lanes);
@@ -132,12 +134,13 @@ inline void attend_tile(Worker<Isa, Real>& w, const Panel<Real>& panel, Tile t,
   const bool partial = tile_class == TileClass::kPartial;
   tile_logits<Isa, Real>(w, t, partial, scale,
                          score_tile(scratch, panel.q_t, keys.k + skip * keys.k_ld, keys.k_ld));
-  online_softmax<Isa, Real>(panel, t.keys, head_dim_v, scale.exponent, scratch.s);
-  if (p.dropout.enabled) apply_keep<Isa, Real>(p, t, scratch.extra, scratch.s);
+  online_softmax<Isa, Real>(panel, {scratch.s, scratch.weights, t.keys, partial ? &t : nullptr},
+                            head_dim_v, scale.exponent);
+  if (p.dropout.enabled) apply_keep<Isa, Real>(p, t, scratch.extra, scratch.weights);
   const GemmTile<Real> product = {.a = keys.v + skip * keys.v_ld,
                                   .a_row = 1,
                                   .a_step = keys.v_ld,
-                                  .b = scratch.s,
+                                  .b = scratch.weights,
                                   .b_step = t.lanes,
                                   .c = panel.acc_o,
                                   .c_row = t.lanes,
@@ -148,11 +151,18 @@ inline void attend_tile(Worker<Isa, Real>& w, const Panel<Real>& panel, Tile t,
   if (partial && keys.v_nonfinite < 0) {
     keys.v_nonfinite = tile_has_nonfinite<Isa, Real>(w, keys.v, keys.keys, head_dim_v, keys.v_ld);
   }
-  if (partial && keys.v_nonfinite > 0) {
-    accumulate_visible<Isa, Real>(product, scratch.hide);
-  } else {
-    gemm<Isa, Real>(product);
-  }
+  const bool visible_only = partial && keys.v_nonfinite > 0;
+  for_key_groups<Isa, Real>(t, partial, [&](int k, int count, VectorRange vectors) {
+    const int lane = vectors.begin * Vec<Isa, Real>::kLanes;
+    GemmTile<Real> part = product;
+    part.a += k * part.a_step;
+    part.b += k * t.lanes + lane;
+    part.c += lane;
+    part.cols = vectors.end * Vec<Isa, Real>::kLanes - lane;
+    part.depth = count;
+    visible_only ? accumulate_visible<Isa, Real>(part, scratch.hide + k * t.lanes + lane)
+                 : gemm<Isa, Real>(part);
+  });
 }
 
 // Brings keys [begin, end) of KV head `head` within reach: copied to scratch and widened, or read
@@ -180,6 +190,24 @@ inline KeyTile<Real> load_key_tile(Worker<Isa, Real>& w, const Sequence& s, cons
   tile.k = fetch(p.k, static_cast<int>(p.head_dim), k_scratch, tile.k_ld);
   tile.v = fetch(p.v, static_cast<int>(p.head_dim_v), v_scratch, tile.v_ld);
   return tile;
+}
+
+// Asks for keys and values ahead of their use: a tile is many short rows, which the processor does
+// not foresee.
+template <class Isa, class Real>
+inline void prefetch_keys(const Worker<Isa, Real>& w, const Sequence& s, const Tile& t,
+                          KeyRange keys) {
+  const Problem& p = w.problem;
+  const int64_t head = t.h / p.group_size;
+  const auto prefetch = [&](const Array4& array, int64_t dim) {
+    const int64_t bytes = array.stride[3] == 1 ? dim * size_of(array.dtype) : 0;
+    for (int64_t j = keys.begin; j < keys.end; ++j) {
+      const char* row = p.key_row(array, s, t.b, head, j);
+      for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(row + byte, 0, 2);
+    }
+  };
+  prefetch(p.k, p.head_dim);
+  prefetch(p.v, p.head_dim_v);
 }
 
 template <class Isa, class Real>
@@ -223,10 +251,9 @@ inline void divide_rows(const Panel<Real>& panel, int head_dim_v, const Real* di
 // Writes out and lse of a finished panel.
 template <class Isa, class Real>
 inline void store_panel(Worker<Isa, Real>& w, const Tile& t, const Panel<Real>& panel,
-                        const ScoreScale<Real>& scale, Real* row_buffer) {
+                        const ScoreScale<Real>& scale, Real* lane_buffer) {
   const Problem& p = w.problem;
   const int head_dim_v = static_cast<int>(p.head_dim_v);
-  Real* lane_buffer = row_buffer;  // [lanes], then one row of out
   RowEnd rows[kMaxPanelLanes];
   close_rows<Isa, Real>(p, t.h, panel, scale, lane_buffer, rows);
   divide_rows<Isa, Real>(panel, head_dim_v, lane_buffer);
@@ -235,7 +262,7 @@ inline void store_panel(Worker<Isa, Real>& w, const Tile& t, const Panel<Real>& 
     lane_buffer[i] = static_cast<Real>(rows[i].share * kept_scale);
   }
   store_queries<Isa, Real>(w, {p.out, *t.s, t.h, panel.q0, panel.rows, head_dim_v, head_dim_v},
-                           panel.acc_o, panel.lanes, lane_buffer, row_buffer + panel.lanes);
+                           panel.acc_o, panel.lanes, lane_buffer);
   store_lse<Isa, Real>(w, t, panel, rows);
 }
 
@@ -299,7 +326,7 @@ void flash2_forward_task(void* job, int64_t task, int worker, Progress& progress
     Panel<Real>& panel = panels[n];
     panel.q0 = q_begin + int64_t{n} * panel_rows;
     panel.rows = static_cast<int>(min64(panel_rows, q_end - panel.q0));
-    panel.lanes = lanes;
+    panel.lanes = static_cast<int>(round_up(panel.rows, Vec<Isa, Real>::kLanes));
     panel.q_t = w.take(p.head_dim * lanes);
     panel.acc_o = w.take(p.head_dim_v * lanes);
     panel.row_max = w.take(lanes);
@@ -318,6 +345,7 @@ void flash2_forward_task(void* job, int64_t task, int worker, Progress& progress
     const int64_t k_end = min64(next_key_tile<Isa>(p, plan.tile_n, k), range.end);
     const KeyRange keys = {k, k_end};
     k = k_end;
+    const KeyRange next = {k, min64(next_key_tile<Isa>(p, plan.tile_n, k), range.end)};
     if (!w.keep_going()) return;
     double pairs = 0;  // hidden ones are done too
     for (int n = 0; n < num_panels; ++n) pairs += pairs_of_tile(panels[n], s, keys);
@@ -332,6 +360,9 @@ void flash2_forward_task(void* job, int64_t task, int worker, Progress& progress
       trimmed.b = t.b;
       trimmed.h = t.h;
       attend_tile<Isa, Real>(w, panels[n], trimmed, scale, tile, scratch);
+      const int64_t share = ceil_div(next.end - next.begin, num_panels);
+      const int64_t first = min64(next.begin + n * share, next.end);
+      prefetch_keys<Isa, Real>(w, s, t, {first, min64(first + share, next.end)});
     }
   }
   for (int n = 0; n < num_panels; ++n) {

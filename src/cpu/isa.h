@@ -12,7 +12,7 @@ namespace attentile::cpu {
 template <class Isa, class Real>
 double peak_probe(int64_t steps) {
   using V = Vec<Isa, Real>;
-  constexpr int kAccumulators = 2 * Isa::kTileRows;
+  constexpr int kAccumulators = Isa::kTileVecs * Isa::tile_rows(Isa::kTileVecs);
   V acc[kAccumulators];
   for (int i = 0; i < kAccumulators; ++i) acc[i] = V::set1(static_cast<Real>(i));
   const V factor = V::set1(Real{0.5});

@@ -33,40 +33,94 @@ inline void reset_panel(const Panel<Real>& panel, int head_dim_v) {
   fill_lanes<Isa, Real>(panel.row_sum, lanes, Real{0});
 }
 
-// Turns tile values s [keys][lanes] into weights, in place, and takes them into m and l; rescales O
-// where m was raised.
+// Tile values [keys][lanes] and the weights they become, in place if both are the same.
+template <class Real>
+struct WeightTile {
+  const Real* s = nullptr;
+  Real* weights = nullptr;
+  int keys = 0;
+  const Tile* partial = nullptr;  // else every query sees every key
+};
+
+// Keys of a tile that the queries of the vector from lane i on may see, in whole groups.
 template <class Isa, class Real>
-inline void online_softmax(const Panel<Real>& panel, int keys, int head_dim_v,
-                           Exponent<Real> exponent, Real* s) {
+inline KeyRange keys_seen(const Tile& t, int i) {
+  const int64_t last = t.q0 + min64(t.rows, i + Vec<Isa, Real>::kLanes) - 1;
+  const int64_t begin = clamp64(t.s->band.lo(t.q0 + i) - t.k0, 0, t.keys);
+  const int64_t end = clamp64(t.s->band.hi(last) - t.k0, begin, t.keys);
+  return {begin / kKeyGroup * kKeyGroup, min64(round_up(end, kKeyGroup), t.keys)};
+}
+
+// One vector of lanes, from lane i on, where m may have to be raised.
+template <class Isa, class Real>
+[[gnu::noinline]] void raise_and_weigh(const Panel<Real>& panel, const WeightTile<Real>& tile,
+                                       int i, int head_dim_v, Exponent<Real> exponent) {
   using V = Vec<Isa, Real>;
+  const WeightExp<Isa, Real> exp(exponent);
   const V nothing = V::set1(-std::numeric_limits<Real>::infinity());
   const V zero = V::set1(Real{0});
   const V margin = V::set1(kRaiseThreshold<Real> / exponent.hi);
   const int lanes = panel.lanes;
-  for (int i = 0; i < lanes; i += V::kLanes) {
-    V tile_max = nothing;
-    for (int k = 0; k < keys; ++k) tile_max = V::max(V::load(s + k * lanes + i), tile_max);
-    V row_max = V::load(panel.row_max + i);
-    if (V::any_lt(row_max + margin, tile_max)) {
-      const V raised = V::select_lt(row_max + margin, tile_max, tile_max, row_max);
-      const V alpha =
-          V::select_lt(row_max, raised, exp2<Isa>(row_max - raised, exponent), V::set1(Real{1}));
-      (V::load(panel.row_sum + i) * alpha).store(panel.row_sum + i);
+  const KeyRange seen =
+      tile.partial != nullptr ? keys_seen<Isa, Real>(*tile.partial, i) : KeyRange{0, tile.keys};
+  V tile_max = nothing;
+  for (int64_t k = seen.begin; k < seen.end; ++k) {
+    tile_max = V::max(V::load(tile.s + k * lanes + i), tile_max);
+  }
+  V row_max = V::load(panel.row_max + i);
+  V row_sum = V::load(panel.row_sum + i);
+  if (V::any_lt(row_max + margin, tile_max)) {
+    const V raised = V::select_lt(row_max + margin, tile_max, tile_max, row_max);
+    if (V::any_lt(nothing, row_max)) {
+      const V alpha = V::select_lt(row_max, raised, exp(row_max - raised), V::set1(Real{1}));
+      row_sum = row_sum * alpha;
       for (int c = 0; c < head_dim_v; ++c) {
         Real* o = panel.acc_o + static_cast<int64_t>(c) * lanes + i;
         (V::load(o) * alpha).store(o);
       }
-      raised.store(panel.row_max + i);
-      row_max = raised;
     }
-    const V base = V::select_lt(nothing, row_max, row_max, zero);  // -inf - -inf would be NaN
+    raised.store(panel.row_max + i);
+    row_max = raised;
+  }
+  const V base = V::select_lt(nothing, row_max, row_max, zero);  // -inf - -inf would be NaN
+  V sum = zero;
+  for (int64_t k = 0; k < seen.begin; ++k) zero.store(tile.weights + k * lanes + i);
+  for (int64_t k = seen.begin; k < seen.end; ++k) {
+    const V weight = exp(V::load(tile.s + k * lanes + i) - base);
+    weight.store(tile.weights + k * lanes + i);
+    sum = sum + weight;
+  }
+  for (int64_t k = seen.end; k < tile.keys; ++k) zero.store(tile.weights + k * lanes + i);
+  (row_sum + sum).store(panel.row_sum + i);
+}
+
+// Turns tile values into weights, and takes them into m and l; rescales O where m was raised. Most
+// tiles raise no m: their weights are computed without a look at the maximum, and thrown away where
+// a sum says that one was above the threshold, infinite or not a number.
+template <class Isa, class Real>
+inline void online_softmax(const Panel<Real>& panel, const WeightTile<Real>& tile, int head_dim_v,
+                           Exponent<Real> exponent) {
+  using V = Vec<Isa, Real>;
+  const WeightExp<Isa, Real> exp(exponent);
+  const V most = V::set1(static_cast<Real>(1 << static_cast<int>(kRaiseThreshold<Real>)));
+  const V zero = V::set1(Real{0});
+  const int lanes = panel.lanes;
+  for (int i = 0; i < lanes; i += V::kLanes) {
+    const V row_max = V::load(panel.row_max + i);
     V sum = zero;
-    for (int k = 0; k < keys; ++k) {
-      const V weight = exp2<Isa>(V::load(s + k * lanes + i) - base, exponent);
-      weight.store(s + k * lanes + i);
-      sum = sum + weight;
+    if (tile.partial == nullptr && tile.s != tile.weights) {
+      for (int k = 0; k < tile.keys; ++k) {
+        const V weight = exp.unchecked(V::load(tile.s + k * lanes + i) - row_max);
+        weight.store(tile.weights + k * lanes + i);
+        sum = sum + weight;
+      }
+      const V in_range = V::select_lt(sum, most, sum, V::set1(Real{-1}));  // and no NaN
+      if (!V::any_lt(in_range, zero)) {
+        (V::load(panel.row_sum + i) + sum).store(panel.row_sum + i);
+        continue;
+      }
     }
-    (V::load(panel.row_sum + i) + sum).store(panel.row_sum + i);
+    raise_and_weigh<Isa, Real>(panel, tile, i, head_dim_v, exponent);
   }
 }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <vector>
 
 #include "cpu/cpu_info.h"
 #include "cpu/kernel.h"
@@ -37,16 +38,16 @@ double run_once(double (*run)(int64_t), int64_t steps, int threads) {
 
 }  // namespace
 
-double measure_peak_gflops(Isa isa, DType dtype, int threads) {
+double measure_peak_gflops(Isa isa, DType dtype, int threads, int runs) {
   const KernelSet* kernels = find_kernels(isa, dtype == DType::kFloat64);
-  if (kernels == nullptr || !cpu_supports(isa) || threads < 1) return 0.0;
-  constexpr int kRuns = 15;
+  if (kernels == nullptr || !cpu_supports(isa) || threads < 1 || runs < 1) return 0.0;
   constexpr int64_t kSteps = 40'000;  // about 70 us a task at 16 accumulators and 4 GHz
-  double gflops[kRuns];
+  std::vector<double> gflops(static_cast<size_t>(runs));
   run_once(kernels->peak_probe, kSteps, threads);  // wakes the threads and the clock
   for (double& result : gflops) result = run_once(kernels->peak_probe, kSteps, threads);
-  std::nth_element(gflops, gflops + kRuns / 2, gflops + kRuns);
-  return gflops[kRuns / 2];
+  const auto middle = gflops.begin() + runs / 2;
+  std::nth_element(gflops.begin(), middle, gflops.end());
+  return *middle;
 }
 
 }  // namespace attentile::cpu

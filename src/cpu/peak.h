@@ -8,8 +8,8 @@
 namespace attentile::cpu {
 
 // GFLOP/s of fused multiply-adds in registers on `threads` threads, in the type that kernels for
-// dtype accumulate in (float32, or float64 for float64); the median of 15 short runs. 0 when the
-// instruction set has no kernels in this build or does not run on this machine.
-double measure_peak_gflops(Isa isa, DType dtype, int threads);
+// dtype accumulate in (float32, or float64 for float64); the median of so many short runs. 0 when
+// the instruction set has no kernels in this build or does not run on this machine.
+double measure_peak_gflops(Isa isa, DType dtype, int threads, int runs = 15);
 
 }  // namespace attentile::cpu

@@ -10,13 +10,10 @@ namespace {
 
 constexpr int64_t kAlignment = 64;
 
-// Panels that share a key tile: 8 pay for widening 16-bit keys once per 256 queries. `standard`
-// takes as many as there may be, so that its traffic is that of its matrices.
-constexpr int kForwardPanels = 8;
-// Two vectors of queries fill the registers of a micro tile; the backward products over queries
-// want longer sums per store.
-constexpr int kForwardVectors = 2;
-constexpr int kBackwardVectors = 4;
+// Panels of a forward task: they share each key tile while it is in cache. `standard` takes as many
+// as there may be, so that its traffic is that of its matrices.
+constexpr int kForwardPanels = 4;
+constexpr int kPanelVectors = 4;
 
 int64_t saturate(__int128 value) {
   constexpr int64_t kMax = std::numeric_limits<int64_t>::max() / 4;
@@ -85,7 +82,7 @@ void choose_tiles(const Problem& p, const Machine& machine, CpuPlan& plan) {
     plan.tile_m = round_up(256, plan.panel_rows_fixed);
   } else {
     plan.tile_n = kStepKeys;
-    plan.panel_rows_max = plan.lanes * (plan.backward ? kBackwardVectors : kForwardVectors);
+    plan.panel_rows_max = plan.lanes * kPanelVectors;
     const int64_t width = plan.padded_dim + plan.padded_dim_v;
     plan.tile_keys = width <= 160 ? 4 * kStepKeys : (width <= 320 ? 2 * kStepKeys : kStepKeys);
     // Panels of a task: their Q and O share half of L2, and every worker should find four tasks.
@@ -115,7 +112,7 @@ int64_t forward_scratch(const Problem& p, const CpuPlan& plan) {
   size.take(product(plan.tile_n, p.head_dim));
   size.take(product(plan.tile_n, p.head_dim_v));
   size.take(plan.rows_buffer_size);
-  size.take(plan.step_n * lanes, 3);
+  size.take(plan.step_n * lanes, 4);
   size.take(2 * lanes);
   size.take(p.head_dim * lanes, panels);
   size.take(p.head_dim_v * lanes, panels);
@@ -136,7 +133,7 @@ int64_t backward_scratch(const Problem& p, const CpuPlan& plan) {
   size.take(lanes * plan.padded_dim_v, 2);
   size.take(p.head_dim * lanes, 2);
   size.take(p.head_dim_v * lanes);
-  size.take(lanes, 4);
+  size.take(lanes, 5);
   size.take(plan.step_n * lanes, 5);
   size.take(2 * lanes, 2);
   size.take(plan.step_n * lanes * (plan.wide ? 1 : 2));  // sums of bias gradients

@@ -264,22 +264,68 @@ inline void scale_products(Worker<Isa, Real>& w, const Tile& t, const ScoreScale
   }
 }
 
+// A partial tile is computed in groups of so many keys, each for the vectors of lanes alone in
+// which some query sees some of them.
+inline constexpr int kKeyGroup = 16;
+
+struct VectorRange {
+  int begin = 0;
+  int end = 0;
+};
+
+template <class Isa, class Real>
+inline VectorRange vectors_seeing(const Tile& t, int k, int keys) {
+  constexpr int kLanes = Vec<Isa, Real>::kLanes;
+  const BandMask& band = t.s->band;
+  const int64_t first = t.k0 + k;
+  VectorRange range = {0, t.lanes / kLanes};
+  while (range.begin < range.end &&
+         band.hi(t.q0 + min64(t.rows, (range.begin + 1) * kLanes) - 1) <= first) {
+    ++range.begin;
+  }
+  while (range.begin < range.end && band.lo(t.q0 + (range.end - 1) * kLanes) >= first + keys) {
+    --range.end;
+  }
+  return range;
+}
+
+// Calls do_group(k, keys, vectors) for the groups of the tile, those alike in one; for a whole tile
+// once.
+template <class Isa, class Real, class F>
+inline void for_key_groups(const Tile& t, bool partial, F do_group) {
+  constexpr int kLanes = Vec<Isa, Real>::kLanes;
+  if (!partial) return do_group(0, t.keys, VectorRange{0, t.lanes / kLanes});
+  int begin = 0;
+  VectorRange last = vectors_seeing<Isa, Real>(t, 0, kKeyGroup);
+  for (int k = kKeyGroup; k < t.keys; k += kKeyGroup) {
+    const VectorRange range = vectors_seeing<Isa, Real>(t, k, kKeyGroup);
+    if (range.begin == last.begin && range.end == last.end) continue;
+    if (last.begin < last.end) do_group(begin, k - begin, last);
+    begin = k;
+    last = range;
+  }
+  if (last.begin < last.end) do_group(begin, t.keys - begin, last);
+}
+
 // The logits of a tile, -inf where hidden; with a folded scale its raw dot products.
 template <class Isa, class Real>
 inline void tile_logits(Worker<Isa, Real>& w, const Tile& t, bool partial,
                         const ScoreScale<Real>& scale, const ScoreTile<Real>& tile) {
   using V = Vec<Isa, Real>;
   const int count = t.keys * t.lanes;
-  gemm<Isa, Real>({.a = tile.k,
-                   .a_row = tile.k_ld,
-                   .a_step = 1,
-                   .b = tile.q_t,
-                   .b_step = t.lanes,
-                   .c = tile.s,
-                   .c_row = t.lanes,
-                   .rows = t.keys,
-                   .cols = t.lanes,
-                   .depth = static_cast<int>(w.problem.head_dim)});
+  for_key_groups<Isa, Real>(t, partial, [&](int k, int keys, VectorRange vectors) {
+    const int lane = vectors.begin * V::kLanes;
+    gemm<Isa, Real>({.a = tile.k + k * tile.k_ld,
+                     .a_row = tile.k_ld,
+                     .a_step = 1,
+                     .b = tile.q_t + lane,
+                     .b_step = t.lanes,
+                     .c = tile.s + k * t.lanes + lane,
+                     .c_row = t.lanes,
+                     .rows = keys,
+                     .cols = vectors.end * V::kLanes - lane,
+                     .depth = static_cast<int>(w.problem.head_dim)});
+  });
   scale_products<Isa, Real>(w, t, scale, tile);
   if (w.problem.alibi_slopes.present) add_alibi<Isa, Real>(w.problem, t, tile.s);
   if (partial) {

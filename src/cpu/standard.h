@@ -153,7 +153,8 @@ inline bool softmax_strip(Worker<Isa, Real>& w, StandardBlock<Isa, Real>& block,
     }
   };
   const auto weigh = [&] {
-    online_softmax<Isa, Real>(panel, t.keys, 0, scale.exponent, strip + t.k0 * lanes);
+    Real* tile = strip + t.k0 * lanes;
+    online_softmax<Isa, Real>(panel, {tile, tile, t.keys, nullptr}, 0, scale.exponent);
   };
   if (!for_key_tiles(w, block, raise_maximum) || !for_key_tiles(w, block, weigh)) return false;
   close_rows<Isa, Real>(w.problem, t.h, panel, scale, divisor, rows);
@@ -203,7 +204,6 @@ void standard_output_task(void* job, int64_t task, int worker, Progress& progres
   StandardBlock<Isa, Real> block(w, task);
   const int dim = static_cast<int>(p.head_dim_v);
   Real* v_scratch = w.take(w.plan.tile_n * dim);
-  Real* rows_buffer = w.take(w.plan.rows_buffer_size);
   const TileScratch<Real> scratch = take_tile_scratch<Isa, Real>(w, block.t.lanes);
   const int num_panels = static_cast<int>(ceil_div(block.q_end - block.q_begin, block.panel_rows));
   Real* acc_o[kMaxPanels];
@@ -250,7 +250,7 @@ void standard_output_task(void* job, int64_t task, int worker, Progress& progres
     const Panel<Real> panel = {.lanes = block.t.lanes, .acc_o = acc_o[n]};
     divide_rows<Isa, Real>(panel, dim, row_cell(w, block.t, block.t.q0));
     store_queries<Isa, Real>(w, {p.out, block.s, block.t.h, block.t.q0, block.t.rows, dim, dim},
-                             acc_o[n], block.t.lanes, scratch.lane, rows_buffer);
+                             acc_o[n], block.t.lanes, scratch.lane);
   }
 }
 

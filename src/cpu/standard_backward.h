@@ -201,7 +201,6 @@ void standard_dq_task(void* job, int64_t task, int worker, Progress& progress) {
   const int dim = static_cast<int>(p.head_dim);
   const int64_t lanes = block.t.lanes;
   Real* k_scratch = w.take(w.plan.tile_n * dim);
-  Real* rows_buffer = w.take(w.plan.rows_buffer_size);
   Real* dq_t = w.take(dim * lanes);
   const TileScratch<Real> scratch = take_tile_scratch<Isa, Real>(w, block.t.lanes);
   for (int64_t q0 = block.q_begin; q0 < block.q_end; q0 += block.panel_rows) {
@@ -236,7 +235,7 @@ void standard_dq_task(void* job, int64_t task, int worker, Progress& progress) {
       scratch.lane[i] = to_finite<Isa, Real>(p.softmax_scale);
     }
     store_queries<Isa, Real>(w, {p.dq, block.s, block.t.h, q0, block.t.rows, dim, dim}, dq_t,
-                             block.t.lanes, scratch.lane, rows_buffer);
+                             block.t.lanes, scratch.lane);
   }
 }
 

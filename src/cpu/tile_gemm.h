@@ -8,8 +8,8 @@
 //     S^T  = K Q^T      A = K   [key][d]      B = Q^T  [d][query]
 //     O^T += V^T P^T    A = V   [key][d]^T    B = P^T  [key][query]
 //     dV  += P^T dO     A = P^T [key][query]  B = dO   [query][d]
-// Micro tile: kTileRows x 2 vectors of accumulators in registers; per step of k it loads 2 vectors
-// and broadcasts kTileRows scalars for 2 * kTileRows multiply-adds. Each element is one sequential
+// Micro tile: tile_rows(n) x n vectors of accumulators in registers, n at most kTileVecs; per step
+// of k it loads n vectors and broadcasts tile_rows(n) scalars. Each element is one sequential
 // sum over at most kLongestSum steps that starts at zero and is then added to C: its bits depend on
 // no tile boundary in m or n, and long sums are summed in blocks.
 #pragma once
@@ -70,13 +70,20 @@ inline void gemm_micro(const GemmTile<Real>& t, int row, int col) {
 
 template <class Isa, class Real, int kVecs, bool kAlongSteps>
 inline void gemm_columns(const GemmTile<Real>& t, int col) {
-  constexpr int kRows = Isa::kTileRows;
+  constexpr int kRows = Isa::tile_rows(kVecs);
   int row = 0;
   for (; row + kRows <= t.rows; row += kRows) {
     gemm_micro<Isa, Real, kRows, kVecs, kAlongSteps>(t, row, col);
   }
+  if constexpr (kRows > 8) {
+    for (; row + 8 <= t.rows; row += 8) {
+      gemm_micro<Isa, Real, 8, kVecs, kAlongSteps>(t, row, col);
+    }
+  }
   if constexpr (kRows > 4) {
-    for (; row + 4 <= t.rows; row += 4) gemm_micro<Isa, Real, 4, kVecs, kAlongSteps>(t, row, col);
+    for (; row + 4 <= t.rows; row += 4) {
+      gemm_micro<Isa, Real, 4, kVecs, kAlongSteps>(t, row, col);
+    }
   }
   for (; row + 2 <= t.rows; row += 2) gemm_micro<Isa, Real, 2, kVecs, kAlongSteps>(t, row, col);
   if (row < t.rows) gemm_micro<Isa, Real, 1, kVecs, kAlongSteps>(t, row, col);
@@ -85,11 +92,19 @@ inline void gemm_columns(const GemmTile<Real>& t, int col) {
 template <class Isa, class Real, bool kAlongSteps>
 inline void gemm_along(const GemmTile<Real>& t) {
   constexpr int kLanes = Vec<Isa, Real>::kLanes;
+  constexpr int kMost = Isa::kTileVecs;
   int col = 0;
-  for (; col + 2 * kLanes <= t.cols; col += 2 * kLanes) {
-    gemm_columns<Isa, Real, 2, kAlongSteps>(t, col);
+  for (; col + kMost * kLanes <= t.cols; col += kMost * kLanes) {
+    gemm_columns<Isa, Real, kMost, kAlongSteps>(t, col);
   }
-  if (col < t.cols) gemm_columns<Isa, Real, 1, kAlongSteps>(t, col);
+  const int rest = (t.cols - col) / kLanes;
+  if constexpr (kMost > 3) {
+    if (rest == 3) return gemm_columns<Isa, Real, 3, kAlongSteps>(t, col);
+  }
+  if constexpr (kMost > 2) {
+    if (rest == 2) return gemm_columns<Isa, Real, 2, kAlongSteps>(t, col);
+  }
+  if (rest == 1) gemm_columns<Isa, Real, 1, kAlongSteps>(t, col);
 }
 
 // Longest sum that is accumulated in one go; longer ones are cut and added up, which keeps their

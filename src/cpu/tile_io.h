@@ -151,14 +151,20 @@ inline void load_queries(Worker<Isa, Real>& w, const QueryRows& q, Real* dst) {
 // dst[c][lane] = src[lane][c]: [rows][ld] to [dim][lanes], lanes beyond the rows zeroed.
 template <class Isa, class Real>
 inline void transpose_to_lanes(const Real* src, int ld, int rows, int dim, int lanes, Real* dst) {
-  constexpr int kBlock = 16;  // columns at a time: what one cache line of src holds
-  for (int c0 = 0; c0 < dim; c0 += kBlock) {
-    const int c_end = c0 + kBlock < dim ? c0 + kBlock : dim;
-    for (int i = 0; i < rows; ++i) {
-      for (int c = c0; c < c_end; ++c) dst[c * lanes + i] = src[i * ld + c];
+  using V = Vec<Isa, Real>;
+  constexpr int kLanes = V::kLanes;
+  for (int i0 = 0; i0 < lanes; i0 += kLanes) {
+    int c = 0;
+    for (; c + kLanes <= dim; c += kLanes) {
+      V block[kLanes];
+      for (int i = 0; i < kLanes; ++i) {
+        block[i] = i0 + i < rows ? V::load(src + (i0 + i) * ld + c) : V::set1(Real{0});
+      }
+      transpose(block);
+      for (int i = 0; i < kLanes; ++i) block[i].store(dst + (c + i) * lanes + i0);
     }
-    for (int c = c0; c < c_end; ++c) {
-      for (int i = rows; i < lanes; ++i) dst[c * lanes + i] = 0;
+    for (; c < dim; ++c) {
+      for (int i = i0; i < i0 + kLanes; ++i) dst[c * lanes + i] = i < rows ? src[i * ld + c] : 0;
     }
   }
 }
@@ -167,10 +173,27 @@ inline void transpose_to_lanes(const Real* src, int ld, int rows, int dim, int l
 // so that a zero sum has one sign whatever the hidden part of a tile held.
 template <class Isa, class Real>
 inline void store_queries(Worker<Isa, Real>& w, const QueryRows& q, const Real* src, int lanes,
-                          const Real* factor, Real* row_buffer) {
-  for (int i = 0; i < q.rows; ++i) {
-    for (int c = 0; c < q.dim; ++c) row_buffer[c] = src[c * lanes + i] * factor[i] + Real{0};
-    store_row<Isa, Real>(row_buffer, q.row(i), q.array.dtype, q.array.stride[3], q.dim);
+                          const Real* factor) {
+  using V = Vec<Isa, Real>;
+  constexpr int kLanes = V::kLanes;
+  const DType dtype = q.array.dtype;
+  const int64_t stride = q.array.stride[3];
+  for (int i0 = 0; i0 < q.rows; i0 += kLanes) {
+    const V times = V::load(factor + i0);
+    for (int c = 0; c < q.dim; c += kLanes) {
+      const int columns = static_cast<int>(min64(kLanes, q.dim - c));
+      V block[kLanes];
+      for (int n = 0; n < kLanes; ++n) {
+        block[n] = V::load(src + (c + min64(n, columns - 1)) * lanes + i0) * times + V::set1(0);
+      }
+      transpose(block);
+      Real row[kLanes];
+      for (int i = 0; i < kLanes && i0 + i < q.rows; ++i) {
+        block[i].store(row);
+        store_row<Isa, Real>(row, q.row(i0 + i) + c * stride * size_of(dtype), dtype, stride,
+                             columns);
+      }
+    }
   }
   w.count_written(q.bytes());
 }

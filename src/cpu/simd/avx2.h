@@ -11,7 +11,8 @@ namespace attentile::cpu {
 
 struct Avx2 {
   static constexpr Isa kIsa = Isa::kAvx2;
-  static constexpr int kTileRows = 6;
+  static constexpr int kTileVecs = 2;
+  static constexpr int tile_rows(int vecs) { return vecs == 2 ? 6 : 8; }
 };
 
 template <>

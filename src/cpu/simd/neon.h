@@ -11,7 +11,8 @@ namespace attentile::cpu {
 
 struct Neon {
   static constexpr Isa kIsa = Isa::kNeon;
-  static constexpr int kTileRows = 8;
+  static constexpr int kTileVecs = 2;
+  static constexpr int tile_rows(int vecs) { return vecs == 2 ? 8 : 12; }
 };
 
 template <>

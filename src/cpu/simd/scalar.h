@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The portable instruction set: four lanes in an array, no intrinsics, no special flags. It is the
 // fallback on machines without a faster path and the yardstick of the others. Products and sums are
-// rounded separately (no fused multiply-add).
+// rounded separately (no fused multiply-add) but in fms.
 #pragma once
 
 #include <bit>
@@ -14,7 +14,8 @@ namespace attentile::cpu {
 
 struct Scalar {
   static constexpr Isa kIsa = Isa::kScalar;
-  static constexpr int kTileRows = 4;
+  static constexpr int kTileVecs = 2;
+  static constexpr int tile_rows(int) { return 4; }
 };
 
 template <class Real>
@@ -51,6 +52,12 @@ struct Vec<Scalar, Real> {
   }
   static Vec fma(Vec a, Vec b, Vec c) {
     return map([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
+  }
+  // Rounded once, as everywhere: exponents are split with it.
+  static Vec fms(Vec a, Vec b, Vec c) {
+    return map([&](int i) {
+      return static_cast<Real>(static_cast<double>(a.lane[i]) * b.lane[i] - c.lane[i]);
+    });
   }
   static Vec max(Vec a, Vec b) {
     return map([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
@@ -100,18 +107,5 @@ struct Vec<Scalar, Real> {
     return std::bit_cast<float>(static_cast<uint32_t>(n + 127) << 23);
   }
 };
-
-// Without fused products the exponent is split in double, where a product of two floats is exact.
-template <>
-inline void split_exponent<Scalar>(Vec<Scalar, float> t, Exponent<float> c, Vec<Scalar, float>& n,
-                                   Vec<Scalar, float>& f) {
-  constexpr double kMagic = 0x1.8p52;  // adding it leaves no fraction
-  for (int i = 0; i < Vec<Scalar, float>::kLanes; ++i) {
-    const double x = static_cast<double>(t.lane[i]) * (static_cast<double>(c.hi) + c.lo);
-    const double nearest = (x + kMagic) - kMagic;
-    n.lane[i] = static_cast<float>(nearest);
-    f.lane[i] = static_cast<float>(x - nearest);
-  }
-}
 
 }  // namespace attentile::cpu

@@ -25,6 +25,19 @@ namespace attentile::cpu {
 template <class Isa, class Real>
 struct Vec;
 
+// r[i][j] = r[j][i] for the kLanes vectors at r.
+template <class Isa, class Real>
+inline void transpose(Vec<Isa, Real>* r) {
+  constexpr int kLanes = Vec<Isa, Real>::kLanes;
+  Real from[kLanes][kLanes];
+  Real to[kLanes][kLanes];
+  for (int i = 0; i < kLanes; ++i) r[i].store(from[i]);
+  for (int i = 0; i < kLanes; ++i) {
+    for (int j = 0; j < kLanes; ++j) to[j][i] = from[i][j];
+  }
+  for (int i = 0; i < kLanes; ++i) r[i] = Vec<Isa, Real>::load(to[i]);
+}
+
 // 2^(n + f) for integral n and |f| <= 1/2: a degree-6 polynomial in f (relative error 9e-9 with
 // these rounded coefficients, so the result is right to about one unit in the last place), scaled
 // by 2^n.
@@ -69,18 +82,23 @@ inline Vec<Isa, float> exp2(Vec<Isa, float> t, Exponent<float> c) {
   return exp2_parts<Isa>(n, f);
 }
 
-// The same, with t c taken as integral where it is within `snap` of an integer. For a t that
-// carries a rounding error of that size (the backward pass reads lse rounded to float), so that
-// weights which are powers of two come out exact.
 template <class Isa>
-inline Vec<Isa, float> exp2_snapped(Vec<Isa, float> t, Exponent<float> c, Vec<Isa, float> snap) {
-  using V = Vec<Isa, float>;
-  V n;
-  V f;
-  split_exponent<Isa>(V::max(V::set1(-200.0f / c.hi), t), c, n, f);
-  const V zero = f * V::set1(0.0f);  // a product, so that NaN stays NaN
-  return exp2_parts<Isa>(n, V::select_lt(snap, V::abs(f), f, zero));
-}
+inline Vec<Isa, double> exp2(Vec<Isa, double> t, Exponent<double> c);
+
+// 2^(t c) as the forward pass takes it, t being a logit less its row's maximum.
+template <class Isa, class Real>
+struct WeightExp {
+  Exponent<Real> c;
+
+  explicit WeightExp(Exponent<Real> exponent) : c(exponent) {}
+  Vec<Isa, Real> operator()(Vec<Isa, Real> t) const { return exp2<Isa>(t, c); }
+  // For t c > 0 too. May be an infinity or NaN, or a number above 2^100, where t c is beyond 2^17
+  // or -2^17; and is for infinities.
+  Vec<Isa, Real> unchecked(Vec<Isa, Real> t) const {
+    using V = Vec<Isa, Real>;
+    return exp2<Isa>(V::min(V::set1(Real{120} / c.hi), t), c);
+  }
+};
 
 template <class Isa>
 inline Vec<Isa, double> exp2_snapped(Vec<Isa, double> t, Exponent<double> c,
@@ -110,6 +128,43 @@ template <class Isa>
 inline Vec<Isa, double> exp2(Vec<Isa, double> t, Exponent<double> c) {
   return exp2_snapped<Isa>(t, c, Vec<Isa, double>::set1(0.0));
 }
+
+// A row's lse as the backward pass subtracts it, in log2: (base + (whole + fraction) / c) c. base
+// is 0 unless lse is so large that whole would not be exact.
+template <class V>
+struct RowShift {
+  V base;
+  V whole;     // integral
+  V fraction;  // at most 1/2
+  V snap;
+};
+
+// 2^(x c) / 2^(lse c), at most 1, as the backward pass takes it: x c less fraction is right to
+// about 2^-25 however far x and lse are apart. Exponents within `snap` of an integer are taken as
+// it, so that weights which are powers of two come out exact although lse was rounded to float.
+template <class Isa, class Real>
+struct ShiftedExp {
+  using V = Vec<Isa, Real>;
+  Exponent<Real> c;
+
+  explicit ShiftedExp(Exponent<Real> exponent) : c(exponent) {}
+
+  V operator()(V x, const RowShift<V>& row) const {
+    if constexpr (sizeof(Real) == 8) {
+      const V t = (x - row.base) - row.fraction;
+      return exp2_snapped<Isa>(V::min(V::set1(Real{0}), t), c, row.snap);
+    } else {
+      const V zero = V::set1(0.0f);
+      const V hi = V::set1(c.hi);
+      const V t = V::max(V::set1(-9e4f), x - row.base);
+      const V n = V::round(V::fms(t, hi, row.fraction));
+      const V f = V::fma(t, V::set1(c.lo), V::fms(t, hi, n) - row.fraction);
+      const V kept = V::select_lt(row.snap, V::abs(f), f, f * zero);  // a product: NaN stays NaN
+      const V e = V::max(V::set1(-200.0f), V::min(zero, n - row.whole));
+      return V::min(V::set1(1.0f), exp2_parts<Isa>(e, kept));
+    }
+  }
+};
 
 // Hyperbolic tangent to about two units in the last place: an odd polynomial for |x| < 0.625, else
 // 1 - 2 / (e^2x + 1).
