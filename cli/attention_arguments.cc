@@ -15,10 +15,10 @@ const std::vector<Choice<Algorithm>> kAlgorithms = {
     {"standard", Algorithm::kStandard}, {"flash1", Algorithm::kFlash1},
     {"flash2", Algorithm::kFlash2},
 };
-const std::vector<Choice<Isa>> kIsas = {
-    {"auto", Isa::kAuto},         {"scalar", Isa::kScalar}, {"avx2", Isa::kAvx2},
-    {"avx512", Isa::kAvx512},     {"neon", Isa::kNeon},     {"avx512_bf16", Isa::kAvx512Bf16},
-    {"neon_bf16", Isa::kNeonBf16}};
+const std::vector<Choice<Isa>> kIsas = {{"auto", Isa::kAuto}, {"scalar", Isa::kScalar},
+                                        {"avx2", Isa::kAvx2}, {"avx512", Isa::kAvx512},
+                                        {"neon", Isa::kNeon}, {"avx512_bf16", Isa::kAvx512Bf16},
+                                        {"amx", Isa::kAmx},   {"neon_bf16", Isa::kNeonBf16}};
 const std::vector<Choice<DType>> kDTypes = {{"f32", DType::kFloat32},
                                             {"f64", DType::kFloat64},
                                             {"f16", DType::kFloat16},

@@ -85,6 +85,14 @@ void add_notes(const Problem& problem, const cpu::CpuPlan& cpu_plan, Plan& plan)
     note("tile_m = " + std::to_string(panels) + (panels == 1 ? " panel of " : " panels of ") +
          std::to_string(panel) + " queries in " + lanes + " that share each key tile");
   }
+  if (cpu_plan.parts > 0) {
+    note(cpu_plan.parts == 1 ? "products of bfloat16 run on the matrix unit"
+                             : "products of float16, as two bfloat16 each, run on the matrix unit");
+  } else if (plan.isa == Isa::kAmx) {
+    note(plan.algorithm == Algorithm::kFlash2
+             ? "the matrix unit does not run: it is for float16 and bfloat16"
+             : "the matrix unit does not run: flash2 alone uses it");
+  }
   if (plan.algorithm == Algorithm::kStandard) {
     note("flash2 does not run: the algorithm was set to standard, which materialises the scores");
   } else if (plan.algorithm == Algorithm::kFlash1) {
@@ -228,6 +236,7 @@ const char* to_string(Isa isa) {
     case Isa::kAvx2: return "avx2";
     case Isa::kAvx512: return "avx512";
     case Isa::kAvx512Bf16: return "avx512_bf16";
+    case Isa::kAmx: return "amx";
     case Isa::kNeon: return "neon";
     case Isa::kNeonBf16: return "neon_bf16";
   }

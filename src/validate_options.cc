@@ -73,7 +73,7 @@ Status check_options(Call* call) {
   const AttentionOptions& o = call->options;
   if (Status s = check_enum("alignment", o.alignment, Alignment::kTopLeft); !s.ok()) return s;
   if (Status s = check_enum("algorithm", o.algorithm, Algorithm::kFlash2); !s.ok()) return s;
-  if (Status s = check_enum("isa", o.isa, Isa::kNeonBf16); !s.ok()) return s;
+  if (Status s = check_enum("isa", o.isa, Isa::kAmx); !s.ok()) return s;
   if (Status s = check_reals(o); !s.ok()) return s;
   if (Status s = check_integers(o); !s.ok()) return s;
 

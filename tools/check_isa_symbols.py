@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 TAGS = {"scalar": "Scalar", "avx2": "Avx2", "avx512": "Avx512", "avx512_bf16": "Avx512Bf16",
-        "neon": "Neon", "neon_bf16": "NeonBf16"}
+        "amx": "Amx", "neon": "Neon", "neon_bf16": "NeonBf16"}
 WEAK = "WVuvw"
 # VEX and EVEX instructions all begin with v; these do too and are none.
 NOT_AVX = {"verr", "verw", "vmcall", "vmfunc"}

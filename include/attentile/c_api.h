@@ -73,7 +73,8 @@ typedef enum attentile_isa {
   ATTENTILE_AVX512 = 3,
   ATTENTILE_AVX512_BF16 = 4,
   ATTENTILE_NEON = 5,
-  ATTENTILE_NEON_BF16 = 6
+  ATTENTILE_NEON_BF16 = 6,
+  ATTENTILE_AMX = 7
 } attentile_isa;
 
 /* A strided view of memory that the caller owns. Strides count elements, may be 0 or negative in

@@ -80,6 +80,11 @@ inline bool add_dq(Worker<Isa, Real>& w, const Tile& t, int64_t block, bool touc
 template <class Isa, class Real>
 inline void load_block_keys(Worker<Isa, Real>& w, const Tile& head, KeyRange keys,
                             const BackwardScratch<Real>& r) {
+  const bool packed = r.k_rows.data != nullptr;
+  if (packed) {
+    clear_tile<Isa, Real>(w, r.k, keys.end - keys.begin, w.plan.padded_dim);
+    clear_tile<Isa, Real>(w, r.v, keys.end - keys.begin, w.plan.padded_dim_v);
+  }
   const Problem& p = w.problem;
   const Sequence& s = *head.s;
   const KeyRange seen = s.band.keys(0, s.seqlen_q);
@@ -101,6 +106,14 @@ inline void load_block_keys(Worker<Isa, Real>& w, const Tile& head, KeyRange key
     load_keys<Isa, Real>(
         w, {p.v, s, head.b, head.kv_h, tile, static_cast<int>(p.head_dim_v), w.plan.padded_dim_v},
         r.v + row * w.plan.padded_dim_v);
+  }
+  if constexpr (MatrixUnit<Isa, Real>::kPresent) {
+    if (!packed) return;
+    pack_keys(w, keys.end - keys.begin, r);
+    MatrixUnit<Isa, Real>::pack_left_transposed(
+        {r.k, w.plan.padded_dim, static_cast<int>(keys.end - keys.begin),
+         static_cast<int>(p.head_dim)},
+        r.k_columns);
   }
 }
 
@@ -124,6 +137,7 @@ inline bool backward_panel(Worker<Isa, Real>& w, Tile t, int64_t block, KeyRange
     kernel_progress(w.progress, static_cast<double>(t.rows) * t.keys);  // hidden ones are done too
     if (classify<Isa>(p, t) == TileClass::kHidden) continue;
     if (!touched) load_backward_panel<Isa, Real>(w, t, r);
+    if (!touched) pack_panel_rows(w, t, r);
     touched = true;
     backward_tile<Isa, Real>(w, t, scale, t.k0 - keys.begin, r);
   }

@@ -55,6 +55,7 @@ inline void refine_lse(Worker<Isa, Real>& w, Tile t, bool all, const BackwardScr
   reset_panel<Isa, Real>(panel, 0);
   load_queries<Isa, Real>(w, {p.q, *t.s, t.h, t.q0, t.rows, dim, w.plan.padded_dim}, r.q);
   transpose_to_lanes<Isa, Real>(r.q, w.plan.padded_dim, t.rows, dim, t.lanes, r.q_t);
+  pack_panel(w, t.lanes, r);
   const KeyRange range = t.s->band.keys(t.q0, t.q0 + t.rows);
   for (int64_t j = range.begin; j < range.end;) {
     const KeyRange keys = {j, min64(next_key_tile<Isa>(p, w.plan.step_n, j), range.end)};
@@ -66,8 +67,9 @@ inline void refine_lse(Worker<Isa, Real>& w, Tile t, bool all, const BackwardScr
     if (!w.keep_going()) return;
     load_keys<Isa, Real>(w, {p.k, *t.s, t.b, t.h / p.group_size, keys, dim, w.plan.padded_dim},
                          r.k);
+    pack_keys(w, t.keys, r);
     tile_logits<Isa, Real>(w, t, tile_class == TileClass::kPartial, scale,
-                           score_tile<Isa, Real>(w, r, r.k));
+                           score_tile<Isa, Real>(w, r, 0));
     online_softmax<Isa, Real>(panel, {r.p, r.p, t.keys, nullptr}, 0, scale.exponent);
   }
   RowEnd rows[kMaxPanelLanes];
@@ -108,8 +110,9 @@ inline void refine_delta(Worker<Isa, Real>& w, Tile t, const BackwardScratch<Rea
     load_keys<Isa, Real>(
         w, {p.v, *t.s, t.b, kv_head, tile, static_cast<int>(p.head_dim_v), w.plan.padded_dim_v},
         r.v);
-    recompute_weights<Isa, Real>(w, t, scale, r.k, r);
-    dp_tile<Isa, Real>(w, t, {r.v, w.plan.padded_dim_v, r.dout_t}, r.extra, r.ds);
+    pack_keys(w, t.keys, r);
+    recompute_weights<Isa, Real>(w, t, scale, 0, r);
+    dp_tile<Isa, Real>(w, t, dp_operands<Isa, Real>(w, r, 0), r.extra, r.ds);
     for (int k = 0; k < t.keys; ++k) {
       for (int i = 0; i < t.rows; ++i) {
         const double weight = r.p[k * t.lanes + i];

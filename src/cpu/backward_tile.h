@@ -32,7 +32,33 @@ struct BackwardScratch {
   Real* extra = nullptr;  // [step_n][lanes], bias, then keep
   Real* cap = nullptr;    // [step_n][lanes], tanh(S / softcap)
   Real* lane = nullptr;   // [2][lanes]
+  // The operands of the matrix unit, named by what they are made of and run along.
+  Parts k_rows = {}, v_rows = {}, k_columns = {};
+  Parts q_lanes = {}, dout_lanes = {}, q_rows = {}, dout_rows = {};
+  Parts p_rows = {}, ds_rows = {}, ds_lanes = {};
 };
+
+template <class Isa, class Real>
+inline void take_backward_parts(Worker<Isa, Real>& w, int64_t lanes, BackwardScratch<Real>& r) {
+  const CpuPlan& plan = w.plan;
+  const int parts = plan.parts;
+  const int64_t keys = plan.tile_keys;
+  const int64_t dim = padded_depth(w.problem.head_dim);
+  const int64_t dim_v = padded_depth(w.problem.head_dim_v);
+  const int64_t queries = padded_depth(lanes);
+  const int64_t step = padded_depth(plan.step_n);
+  r.k_rows = w.take_parts(left_size(parts, keys + plan.spare_rows(), dim), dim, keys);
+  r.v_rows = w.take_parts(left_size(parts, keys + plan.spare_rows(), dim_v), dim_v, keys);
+  const int64_t columns = padded_depth(keys) + 32;
+  r.k_columns = w.take_parts(left_size(parts, w.problem.head_dim, columns), columns, keys);
+  r.q_lanes = w.take_parts(right_size(parts, lanes, dim), dim, lanes);
+  r.dout_lanes = w.take_parts(right_size(parts, lanes, dim_v), dim_v, lanes);
+  r.q_rows = w.take_parts(right_size(parts, plan.padded_dim, queries), queries, lanes);
+  r.dout_rows = w.take_parts(right_size(parts, plan.padded_dim_v, queries), queries, lanes);
+  r.p_rows = w.take_parts(left_size(parts, plan.step_n, queries), queries, 0);
+  r.ds_rows = w.take_parts(left_size(parts, plan.step_n, queries), queries, 0);
+  r.ds_lanes = w.take_parts(right_size(parts, lanes, step), step, 0);
+}
 
 template <class Isa, class Real>
 inline BackwardScratch<Real> take_backward_scratch(Worker<Isa, Real>& w, int lanes) {
@@ -41,33 +67,36 @@ inline BackwardScratch<Real> take_backward_scratch(Worker<Isa, Real>& w, int lan
   BackwardScratch<Real> r;
   r.k = w.take(plan.tile_keys * plan.padded_dim);
   r.v = w.take(plan.tile_keys * plan.padded_dim_v);
-  r.dk = w.take(plan.tile_keys * plan.padded_dim);
-  r.dv = w.take(plan.tile_keys * plan.padded_dim_v);
+  r.dk = w.take((plan.tile_keys + plan.spare_rows()) * plan.padded_dim);
+  r.dv = w.take((plan.tile_keys + plan.spare_rows()) * plan.padded_dim_v);
   r.q = w.take(static_cast<int64_t>(lanes) * plan.padded_dim);
   r.dout = w.take(static_cast<int64_t>(lanes) * plan.padded_dim_v);
   r.out = w.take(static_cast<int64_t>(lanes) * plan.padded_dim_v);
   r.q_t = w.take(p.head_dim * lanes);
   r.dout_t = w.take(p.head_dim_v * lanes);
-  r.dq_t = w.take(p.head_dim * lanes);
+  r.dq_t = w.take(round_up(p.head_dim, 16) * lanes);
   for (Real** row : {&r.base, &r.whole, &r.fraction, &r.delta, &r.snap}) *row = w.take(lanes);
   for (Real** tile : {&r.p, &r.ds, &r.hide, &r.extra, &r.cap}) *tile = w.take(plan.step_n * lanes);
   r.lane = w.take(2 * lanes);
   r.sums = plan.sum_rows ? w.take(2 * lanes) : nullptr;
+  take_backward_parts(w, lanes, r);
   return r;
 }
 
-// The score arithmetic's share of the scratch, for keys at k.
+// The score arithmetic's share of the scratch, for keys from row key_row on.
 template <class Isa, class Real>
 inline ScoreTile<Real> score_tile(const Worker<Isa, Real>& w, const BackwardScratch<Real>& r,
-                                  const Real* k) {
-  return {.k = k,
+                                  int64_t key_row) {
+  return {.k = r.k + key_row * w.plan.padded_dim,
           .k_ld = w.plan.padded_dim,
           .q_t = r.q_t,
           .s = r.p,
           .hide = r.hide,
           .extra = r.extra,
           .lane = r.lane,
-          .cap = r.cap};
+          .cap = r.cap,
+          .k_parts = rows_from(r.k_rows, key_row),
+          .q_parts = r.q_lanes};
 }
 
 // Where row i of a sequence lies in the state arrays, counted from the head's first.
@@ -103,6 +132,46 @@ inline void shift_row(bool weightless, Real lse, Real rest, const BackwardScratc
   }
 }
 
+// Packs the first `keys` rows of r.k and r.v for the scores.
+template <class Isa, class Real>
+inline void pack_keys(const Worker<Isa, Real>& w, int64_t keys, const BackwardScratch<Real>& r) {
+  if constexpr (MatrixUnit<Isa, Real>::kPresent) {
+    if (r.k_rows.data == nullptr) return;
+    const int rows = static_cast<int>(keys);
+    const int dim = static_cast<int>(w.problem.head_dim);
+    const int dim_v = static_cast<int>(w.problem.head_dim_v);
+    MatrixUnit<Isa, Real>::pack_left({r.k, w.plan.padded_dim, rows, dim}, r.k_rows);
+    MatrixUnit<Isa, Real>::pack_left({r.v, w.plan.padded_dim_v, rows, dim_v}, r.v_rows);
+  }
+}
+
+// Packs q and dout of a panel for the scores.
+template <class Isa, class Real>
+inline void pack_panel(const Worker<Isa, Real>& w, int lanes, const BackwardScratch<Real>& r) {
+  if constexpr (MatrixUnit<Isa, Real>::kPresent) {
+    using Unit = MatrixUnit<Isa, Real>;
+    if (r.q_lanes.data == nullptr) return;
+    const int dim = static_cast<int>(w.problem.head_dim);
+    const int dim_v = static_cast<int>(w.problem.head_dim_v);
+    Unit::pack_right({r.q_t, lanes, dim, lanes}, Unit::Mark::kColumns, r.q_lanes);
+    Unit::pack_right({r.dout_t, lanes, dim_v, lanes}, Unit::Mark::kColumns, r.dout_lanes);
+  }
+}
+
+// The same for dK and dV.
+template <class Isa, class Real>
+inline void pack_panel_rows(const Worker<Isa, Real>& w, const Tile& t,
+                            const BackwardScratch<Real>& r) {
+  if constexpr (MatrixUnit<Isa, Real>::kPresent) {
+    using Unit = MatrixUnit<Isa, Real>;
+    if (r.q_rows.data == nullptr) return;
+    const int ld = w.plan.padded_dim;
+    const int ld_v = w.plan.padded_dim_v;
+    Unit::pack_right({r.q, ld, t.rows, ld}, Unit::Mark::kRows, r.q_rows);
+    Unit::pack_right({r.dout, ld_v, t.rows, ld_v}, Unit::Mark::kRows, r.dout_rows);
+  }
+}
+
 // What a panel brings to every key tile: q and dout in both layouts, lse, delta; sets t.dead.
 template <class Isa, class Real>
 inline void load_backward_panel(Worker<Isa, Real>& w, Tile& t, const BackwardScratch<Real>& r) {
@@ -114,6 +183,7 @@ inline void load_backward_panel(Worker<Isa, Real>& w, Tile& t, const BackwardScr
   load_queries<Isa, Real>(w, {p.dout, *t.s, t.h, t.q0, t.rows, dim_v, plan.padded_dim_v}, r.dout);
   transpose_to_lanes<Isa, Real>(r.q, plan.padded_dim, t.rows, dim, t.lanes, r.q_t);
   transpose_to_lanes<Isa, Real>(r.dout, plan.padded_dim_v, t.rows, dim_v, t.lanes, r.dout_t);
+  pack_panel(w, t.lanes, r);
   const Real* state = w.job.template array<Real>(plan.row_state) +
                       state_row<Real>(plan, w.job, p.num_heads_q, t.b, t.h, 0);
   // x - lse carries half a unit of lse (unless rest makes up for it), its product with
@@ -138,7 +208,7 @@ inline void load_backward_panel(Worker<Isa, Real>& w, Tile& t, const BackwardScr
 // r.p = P^T of the tile, r.hide and r.cap where the problem has them. Returns the tile's class.
 template <class Isa, class Real>
 inline TileClass recompute_weights(Worker<Isa, Real>& w, const Tile& t,
-                                   const ScoreScale<Real>& scale, const Real* k,
+                                   const ScoreScale<Real>& scale, int64_t key_row,
                                    const BackwardScratch<Real>& r) {
   using V = Vec<Isa, Real>;
   const Problem& p = w.problem;
@@ -146,7 +216,7 @@ inline TileClass recompute_weights(Worker<Isa, Real>& w, const Tile& t,
   if (tile_class == TileClass::kHidden) return tile_class;
   if (t.dead) tile_class = TileClass::kPartial;
   const bool partial = tile_class == TileClass::kPartial;
-  tile_logits<Isa, Real>(w, t, partial, scale, score_tile<Isa, Real>(w, r, k));
+  tile_logits<Isa, Real>(w, t, partial, scale, score_tile<Isa, Real>(w, r, key_row));
   const V zero = V::set1(Real{0});
   const ShiftedExp<Isa, Real> exp(scale.exponent);
   for (int i = 0; i < t.lanes; i += V::kLanes) {
@@ -170,7 +240,16 @@ struct DpOperands {
   const Real* v = nullptr;  // [keys][ld]
   int64_t ld = 0;
   const Real* dout_t = nullptr;  // [head_dim_v][lanes]
+  Parts v_parts = {};
+  Parts dout_parts = {};
 };
+
+template <class Isa, class Real>
+inline DpOperands<Real> dp_operands(const Worker<Isa, Real>& w, const BackwardScratch<Real>& r,
+                                    int64_t key_row) {
+  const int64_t ld = w.plan.padded_dim_v;
+  return {r.v + key_row * ld, ld, r.dout_t, rows_from(r.v_rows, key_row), r.dout_lanes};
+}
 
 // dp = dP^T = keep * V dO^T, scaled, of one tile; keep = the keep mask where there is dropout.
 template <class Isa, class Real>
@@ -178,16 +257,19 @@ inline void dp_tile(Worker<Isa, Real>& w, const Tile& t, const DpOperands<Real>&
                     Real* keep, Real* dp) {
   using V = Vec<Isa, Real>;
   const Problem& p = w.problem;
-  gemm<Isa, Real>({.a = operands.v,
-                   .a_row = operands.ld,
-                   .a_step = 1,
-                   .b = operands.dout_t,
-                   .b_step = t.lanes,
-                   .c = dp,
-                   .c_row = t.lanes,
-                   .rows = t.keys,
-                   .cols = t.lanes,
-                   .depth = static_cast<int>(p.head_dim_v)});
+  const GemmTile<Real> product = {.a = operands.v,
+                                  .a_row = operands.ld,
+                                  .a_step = 1,
+                                  .b = operands.dout_t,
+                                  .b_step = t.lanes,
+                                  .c = dp,
+                                  .c_row = t.lanes,
+                                  .rows = t.keys,
+                                  .cols = t.lanes,
+                                  .depth = static_cast<int>(p.head_dim_v),
+                                  .left = operands.v_parts,
+                                  .right = operands.dout_parts};
+  multiply_scores<Isa, Real>(product, keep);
   if (!p.dropout.enabled) return;
   fill_keep<Isa, Real>(p, t, keep);
   const V scale = V::set1(static_cast<Real>(p.dropout.scale));
@@ -218,11 +300,11 @@ inline void add_row_sums(const Tile& t, const BackwardScratch<Real>& r) {
 // r.ds = dS^T, and r.p = keep * P^T. capped: dS of the scaled dot products, through softcap; else
 // of the logits. A pair of weight 0, hidden or not, has dS = 0 whatever dP is.
 template <class Isa, class Real>
-inline void compute_ds(Worker<Isa, Real>& w, const Tile& t, bool capped, const Real* v,
+inline void compute_ds(Worker<Isa, Real>& w, const Tile& t, bool capped, int64_t key_row,
                        const BackwardScratch<Real>& r) {
   using V = Vec<Isa, Real>;
   const Problem& p = w.problem;
-  dp_tile<Isa, Real>(w, t, {v, w.plan.padded_dim_v, r.dout_t}, r.extra, r.ds);
+  dp_tile<Isa, Real>(w, t, dp_operands<Isa, Real>(w, r, key_row), r.extra, r.ds);
   if (r.sums != nullptr) add_row_sums<Isa, Real>(t, r);
   const bool dropped = p.dropout.enabled;
   const V zero = V::set1(Real{0});
@@ -267,10 +349,11 @@ template <class Isa, class Real>
   }
 }
 
-// Which operands of a panel hold a NaN or infinity.
+// Which operands of a panel hold a NaN or infinity, and whether the tile is partly visible.
 struct Nonfinite {
   bool q = false;
   bool dout = false;
+  bool partial = false;
 };
 
 // dv += (keep P)^T dO and dk += dS^T Q, for the keys of the tile: rows of r.dv and r.dk from
@@ -302,6 +385,21 @@ inline void accumulate_dk_dv(Worker<Isa, Real>& w, const Tile& t, int64_t key_ro
                              .cols = w.plan.padded_dim,
                              .depth = t.rows,
                              .accumulate = true};
+  if constexpr (MatrixUnit<Isa, Real>::kPresent) {
+    if (r.p_rows.data != nullptr) {
+      const Real* hide = nonfinite.partial ? r.hide : nullptr;
+      const auto add = [&](GemmTile<Real> product, const Parts& left, const Parts& right) {
+        product.left = left;
+        product.right = right;
+        MatrixUnit<Isa, Real>::pack_left({product.a, t.lanes, t.keys, t.rows}, left);
+        MatrixUnit<Isa, Real>::multiply(product);
+        if (right.has_hard()) add_hard_right<Isa, Real>(product, hide, t.lanes);
+      };
+      add(dv, r.p_rows, r.dout_rows);
+      add(dk, r.ds_rows, r.q_rows);
+      return;
+    }
+  }
   nonfinite.dout ? accumulate_visible_keys<Isa, Real>(dv, r.hide, t.lanes) : gemm<Isa, Real>(dv);
   nonfinite.q ? accumulate_visible_keys<Isa, Real>(dk, r.hide, t.lanes) : gemm<Isa, Real>(dk);
 }
@@ -315,17 +413,20 @@ inline void backward_tile(Worker<Isa, Real>& w, const Tile& t, const ScoreScale<
   const int64_t ld = w.plan.padded_dim;
   const int64_t ld_v = w.plan.padded_dim_v;
   const Real* k = r.k + key_row * ld;
-  const TileClass tile_class = recompute_weights<Isa, Real>(w, t, scale, k, r);
+  const TileClass tile_class = recompute_weights<Isa, Real>(w, t, scale, key_row, r);
   if (tile_class == TileClass::kHidden) return;
-  compute_ds<Isa, Real>(w, t, scale.softcap > 0, r.v + key_row * ld_v, r);
+  compute_ds<Isa, Real>(w, t, scale.softcap > 0, key_row, r);
   const int dim = static_cast<int>(p.head_dim);
+  const bool partial = tile_class == TileClass::kPartial;
+  const bool packed = r.p_rows.data != nullptr;
   const auto nonfinite = [&](const Real* rows, int64_t count, int columns, int64_t stride) {
-    return tile_class == TileClass::kPartial &&
+    return partial && !packed &&
            has_nonfinite<Isa, Real>(rows, count, columns, static_cast<int>(stride));
   };
   const int dim_v = static_cast<int>(p.head_dim_v);
   accumulate_dk_dv<Isa, Real>(
-      w, t, key_row, {nonfinite(r.q, t.rows, dim, ld), nonfinite(r.dout, t.rows, dim_v, ld_v)}, r);
+      w, t, key_row,
+      {nonfinite(r.q, t.rows, dim, ld), nonfinite(r.dout, t.rows, dim_v, ld_v), partial}, r);
   const GemmTile<Real> dq = {.a = k,
                              .a_row = 1,
                              .a_step = ld,
@@ -337,6 +438,21 @@ inline void backward_tile(Worker<Isa, Real>& w, const Tile& t, const ScoreScale<
                              .cols = t.lanes,
                              .depth = t.keys,
                              .accumulate = true};
+  if constexpr (MatrixUnit<Isa, Real>::kPresent) {
+    if (packed) {
+      GemmTile<Real> product = dq;
+      product.left = depth_from(r.k_columns, key_row);
+      product.right = r.ds_lanes;
+      product.right.ld = padded_depth(t.keys);
+      using Unit = MatrixUnit<Isa, Real>;
+      Unit::pack_right({r.ds, t.lanes, t.keys, t.lanes}, Unit::Mark::kColumns, product.right);
+      Unit::multiply(product);
+      if (r.k_columns.has_hard()) {
+        add_hard_left<Isa, Real>(product, partial ? r.hide : nullptr);
+      }
+      return;
+    }
+  }
   nonfinite(k, t.keys, dim, ld) ? accumulate_visible<Isa, Real>(dq, r.hide) : gemm<Isa, Real>(dq);
 }
 

@@ -77,8 +77,9 @@ inline void add_bias_gradient(Worker<Isa, Real>& w, Tile t, const BiasBlock& blo
     load_keys<Isa, Real>(
         w, {p.v, *t.s, t.b, kv_head, tile, static_cast<int>(p.head_dim_v), w.plan.padded_dim_v},
         r.v);
-    recompute_weights<Isa, Real>(w, t, scale, r.k, r);
-    compute_ds<Isa, Real>(w, t, false, r.v, r);
+    pack_keys(w, t.keys, r);
+    recompute_weights<Isa, Real>(w, t, scale, 0, r);
+    compute_ds<Isa, Real>(w, t, false, 0, r);
     for (int k = 0; k < t.keys; ++k) {
       double* sums = block.sum + (sum_keys ? 0 : t.k0 + k - block.keys.begin) * t.lanes;
       for (int i = 0; i < t.rows; ++i) sums[sum_queries ? 0 : i] += r.ds[k * t.lanes + i];

@@ -17,6 +17,7 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
 #elif defined(__aarch64__)
 #include <sys/auxv.h>
 #endif
@@ -24,10 +25,10 @@
 namespace attentile::cpu {
 namespace {
 
-constexpr Isa kAllIsas[] = {Isa::kScalar,     Isa::kAvx2, Isa::kAvx512,
-                            Isa::kAvx512Bf16, Isa::kNeon, Isa::kNeonBf16};
+constexpr Isa kAllIsas[] = {Isa::kScalar, Isa::kAvx2,     Isa::kAvx512, Isa::kAvx512Bf16,
+                            Isa::kNeon,   Isa::kNeonBf16, Isa::kAmx};
 #if defined(__x86_64__)
-constexpr Isa kPriority[] = {Isa::kAvx512Bf16, Isa::kAvx512, Isa::kAvx2, Isa::kScalar};
+constexpr Isa kPriority[] = {Isa::kAmx, Isa::kAvx512Bf16, Isa::kAvx512, Isa::kAvx2, Isa::kScalar};
 #elif defined(__aarch64__)
 constexpr Isa kPriority[] = {Isa::kNeonBf16, Isa::kNeon, Isa::kScalar};
 #else
@@ -142,6 +143,16 @@ uint64_t enabled_register_state() {
   return (uint64_t{high} << 32) | low;
 }
 
+// Linux lets a process use tile registers only after it asked to.
+bool may_use_tiles() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 uint32_t find_isas() {
   uint32_t isas = isa_bit(Isa::kScalar);
   uint32_t a = 0, b = 0, c = 0, d = 0;
@@ -158,7 +169,12 @@ uint32_t find_isas() {
   isas |= isa_bit(Isa::kAvx512);
   constexpr uint32_t kBf16 = 1u << 5;
   if (a < 1 || __get_cpuid_count(7, 1, &a, &b, &c, &d) == 0 || (a & kBf16) == 0) return isas;
-  return isas | isa_bit(Isa::kAvx512Bf16);
+  isas |= isa_bit(Isa::kAvx512Bf16);
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return isas;
+  constexpr uint32_t kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
+  constexpr uint64_t kTiles = 0x60000;
+  if ((d & kAmxBf16) == 0 || (d & kAmxTile) == 0 || (state & kTiles) != kTiles) return isas;
+  return may_use_tiles() ? isas | isa_bit(Isa::kAmx) : isas;
 }
 
 void find_model(char (&model)[64]) {
@@ -307,8 +323,8 @@ Result<Isa> resolve_isa(Isa requested, IsaList built_in, const char* override_na
     if (!parse_isa(override_name, &requested)) {
       char sentence[192];
       std::snprintf(sentence, sizeof sentence,
-                    "%s: is \"%.31s\", expected auto, scalar, avx2, avx512, avx512_bf16, neon or "
-                    "neon_bf16",
+                    "%s: is \"%.31s\", expected auto, scalar, avx2, avx512, avx512_bf16, amx, neon "
+                    "or neon_bf16",
                     argument, override_name);
       return make_status(StatusCode::kInvalidArgument, sentence);
     }
@@ -325,7 +341,7 @@ Result<Isa> resolve_isa(Isa requested, IsaList built_in, const char* override_na
   if (!known) {
     char sentence[96];
     std::snprintf(sentence, sizeof sentence, "isa: is %d, expected 0 to %d",
-                  static_cast<int>(requested), static_cast<int>(Isa::kNeonBf16));
+                  static_cast<int>(requested), static_cast<int>(Isa::kAmx));
     return make_status(StatusCode::kInvalidArgument, sentence);
   }
   if (!contains(built_in, requested) || !cpu_supports(requested)) {

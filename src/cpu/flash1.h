@@ -106,8 +106,7 @@ void flash1_forward_task(void* job, int64_t task, int worker, Progress& progress
   const int panel_rows = plan.panel_rows_fixed;
   const int64_t num_panels = ceil_div(s.seqlen_q, panel_rows);
 
-  Real* k_scratch = w.take(plan.tile_n * p.head_dim);
-  Real* v_scratch = w.take(plan.tile_n * p.head_dim_v);
+  const KeyBuffers<Real> buffers = take_key_buffers(w);
   Real* rows_buffer = w.take(plan.rows_buffer_size);
   const TileScratch<Real> scratch = take_tile_scratch<Isa, Real>(w, t.lanes);
   panel.q_t = w.take(p.head_dim * t.lanes);
@@ -133,7 +132,7 @@ void flash1_forward_task(void* job, int64_t task, int worker, Progress& progress
     const bool hidden =
         p.block_mask.present && !pattern_visible<Isa>(p, t.h, 0, s.seqlen_q, keys.begin, false);
     KeyTile<Real> tile;
-    if (!hidden) tile = load_key_tile<Isa, Real>(w, s, t, keys, k_scratch, v_scratch);
+    if (!hidden) tile = load_key_tile<Isa, Real>(w, s, t, keys, buffers);
     for (int64_t n = 0; n < num_panels; ++n) {
       if (!w.keep_going()) return;
       select_panel(n);

@@ -24,6 +24,7 @@ struct TileScratch {
   Real* hide = nullptr;     // [step_n][lanes]
   Real* extra = nullptr;    // [step_n][lanes], bias, then keep
   Real* lane = nullptr;     // [2][lanes]
+  Parts weights_parts = {};
 };
 
 template <class Isa, class Real>
@@ -34,6 +35,8 @@ inline TileScratch<Real> take_tile_scratch(Worker<Isa, Real>& w, int lanes) {
   scratch.hide = w.take(w.plan.step_n * lanes);
   scratch.extra = w.take(w.plan.step_n * lanes);
   scratch.lane = w.take(2 * lanes);
+  const int64_t depth = padded_depth(w.plan.step_n);
+  scratch.weights_parts = w.take_parts(right_size(w.plan.parts, lanes, depth), depth, 0);
   return scratch;
 }
 
@@ -60,7 +63,34 @@ struct KeyTile {
   int64_t k_ld = 0;
   int64_t v_ld = 0;
   int v_nonfinite = -1;  // -1: not looked at yet
+  Parts k_parts = {};
+  Parts v_parts = {};  // of V^T
 };
+
+// Where a KeyTile is put.
+template <class Real>
+struct KeyBuffers {
+  Real* k = nullptr;
+  Real* v = nullptr;
+  Parts k_parts = {};
+  Parts v_parts = {};
+};
+
+template <class Isa, class Real>
+inline KeyBuffers<Real> take_key_buffers(Worker<Isa, Real>& w) {
+  const Problem& p = w.problem;
+  const int parts = w.plan.parts;
+  const int64_t tile_n = w.plan.tile_n;
+  const int64_t depth = padded_depth(p.head_dim);
+  const int64_t depth_v = value_depth(w.plan);
+  KeyBuffers<Real> buffers;
+  buffers.k = w.take(tile_n * p.head_dim);
+  buffers.v = w.take(tile_n * p.head_dim_v);
+  // Trimmed tiles begin at any key: a tile more of rows.
+  buffers.k_parts = w.take_parts(left_size(parts, tile_n + 15, depth), depth, tile_n);
+  buffers.v_parts = w.take_parts(left_size(parts, p.head_dim_v, depth_v), depth_v, tile_n);
+  return buffers;
+}
 
 // O^T += V^T P^T over the pairs that are not hidden: for tiles where a NaN or infinity in a value
 // that some queries do not see must not reach those. The same sums in the same order as gemm.
@@ -132,8 +162,10 @@ inline void attend_tile(Worker<Isa, Real>& w, const Panel<Real>& panel, Tile t,
   const int head_dim_v = static_cast<int>(p.head_dim_v);
   const int64_t skip = t.k0 - keys.k0;
   const bool partial = tile_class == TileClass::kPartial;
-  tile_logits<Isa, Real>(w, t, partial, scale,
-                         score_tile(scratch, panel.q_t, keys.k + skip * keys.k_ld, keys.k_ld));
+  ScoreTile<Real> scores = score_tile(scratch, panel.q_t, keys.k + skip * keys.k_ld, keys.k_ld);
+  scores.k_parts = rows_from(keys.k_parts, skip);
+  scores.q_parts = panel.q_parts;
+  tile_logits<Isa, Real>(w, t, partial, scale, scores);
   online_softmax<Isa, Real>(panel, {scratch.s, scratch.weights, t.keys, partial ? &t : nullptr},
                             head_dim_v, scale.exponent);
   if (p.dropout.enabled) apply_keep<Isa, Real>(p, t, scratch.extra, scratch.weights);
@@ -148,6 +180,22 @@ inline void attend_tile(Worker<Isa, Real>& w, const Panel<Real>& panel, Tile t,
                                   .cols = t.lanes,
                                   .depth = t.keys,
                                   .accumulate = true};
+  if constexpr (MatrixUnit<Isa, Real>::kPresent) {
+    if (panel.q_parts.data != nullptr) {
+      GemmTile<Real> packed = product;
+      packed.left = depth_from(keys.v_parts, skip);
+      packed.right = scratch.weights_parts;
+      packed.right.ld = padded_depth(t.keys);
+      using Unit = MatrixUnit<Isa, Real>;
+      Unit::pack_right({scratch.weights, t.lanes, t.keys, t.lanes}, Unit::Mark::kColumns,
+                       packed.right);
+      Unit::multiply(packed);
+      if (packed.left.has_hard()) {
+        add_hard_left<Isa, Real>(packed, partial ? scratch.hide : nullptr);
+      }
+      return;
+    }
+  }
   if (partial && keys.v_nonfinite < 0) {
     keys.v_nonfinite = tile_has_nonfinite<Isa, Real>(w, keys.v, keys.keys, head_dim_v, keys.v_ld);
   }
@@ -169,7 +217,7 @@ inline void attend_tile(Worker<Isa, Real>& w, const Panel<Real>& panel, Tile t,
 // in place when they are already rows of Real without gaps.
 template <class Isa, class Real>
 inline KeyTile<Real> load_key_tile(Worker<Isa, Real>& w, const Sequence& s, const Tile& t,
-                                   KeyRange range, Real* k_scratch, Real* v_scratch) {
+                                   KeyRange range, const KeyBuffers<Real>& buffers) {
   const Problem& p = w.problem;
   const int64_t head = t.h / p.group_size;
   KeyTile<Real> tile;
@@ -187,8 +235,18 @@ inline KeyTile<Real> load_key_tile(Worker<Isa, Real>& w, const Sequence& s, cons
     load_keys<Isa, Real>(w, {array, s, t.b, head, range, dim, dim}, buffer);
     return buffer;
   };
-  tile.k = fetch(p.k, static_cast<int>(p.head_dim), k_scratch, tile.k_ld);
-  tile.v = fetch(p.v, static_cast<int>(p.head_dim_v), v_scratch, tile.v_ld);
+  const int dim = static_cast<int>(p.head_dim);
+  const int dim_v = static_cast<int>(p.head_dim_v);
+  tile.k = fetch(p.k, dim, buffers.k, tile.k_ld);
+  tile.v = fetch(p.v, dim_v, buffers.v, tile.v_ld);
+  tile.k_parts = buffers.k_parts;
+  tile.v_parts = buffers.v_parts;
+  if constexpr (MatrixUnit<Isa, Real>::kPresent) {
+    const int keys = static_cast<int>(tile.keys);
+    if (w.plan.parts == 0) return tile;
+    MatrixUnit<Isa, Real>::pack_left({tile.k, tile.k_ld, keys, dim}, tile.k_parts);
+    MatrixUnit<Isa, Real>::pack_left_transposed({tile.v, tile.v_ld, keys, dim_v}, tile.v_parts);
+  }
   return tile;
 }
 
@@ -218,6 +276,12 @@ inline void load_panel_queries(Worker<Isa, Real>& w, const Sequence& s, int64_t 
                           rows_buffer);
   transpose_to_lanes<Isa, Real>(rows_buffer, head_dim, panel.rows, head_dim, panel.lanes,
                                 panel.q_t);
+  if constexpr (MatrixUnit<Isa, Real>::kPresent) {
+    if (panel.q_parts.data == nullptr) return;
+    using Unit = MatrixUnit<Isa, Real>;
+    Unit::pack_right({panel.q_t, panel.lanes, head_dim, panel.lanes}, Unit::Mark::kColumns,
+                     panel.q_parts);
+  }
 }
 
 template <class Isa, class Real>
@@ -317,8 +381,7 @@ void flash2_forward_task(void* job, int64_t task, int worker, Progress& progress
   const int64_t q_end = min64(q_begin + plan.tile_m, s.seqlen_q);
   const int num_panels = static_cast<int>(ceil_div(q_end - q_begin, panel_rows));
 
-  Real* k_scratch = w.take(plan.tile_n * p.head_dim);
-  Real* v_scratch = w.take(plan.tile_n * p.head_dim_v);
+  const KeyBuffers<Real> buffers = take_key_buffers(w);
   Real* rows_buffer = w.take(plan.rows_buffer_size);
   const TileScratch<Real> scratch = take_tile_scratch<Isa, Real>(w, lanes);
   Panel<Real> panels[kMaxPanels];
@@ -328,9 +391,11 @@ void flash2_forward_task(void* job, int64_t task, int worker, Progress& progress
     panel.rows = static_cast<int>(min64(panel_rows, q_end - panel.q0));
     panel.lanes = static_cast<int>(round_up(panel.rows, Vec<Isa, Real>::kLanes));
     panel.q_t = w.take(p.head_dim * lanes);
-    panel.acc_o = w.take(p.head_dim_v * lanes);
+    panel.acc_o = w.take(round_up(p.head_dim_v, 16) * lanes);
     panel.row_max = w.take(lanes);
     panel.row_sum = w.take(lanes);
+    const int64_t depth = padded_depth(p.head_dim);
+    panel.q_parts = w.take_parts(right_size(plan.parts, lanes, depth), depth, lanes);
     load_panel_queries<Isa, Real>(w, s, found.h, panel, rows_buffer);
     reset_panel<Isa, Real>(panel, static_cast<int>(p.head_dim_v));
   }
@@ -354,7 +419,7 @@ void flash2_forward_task(void* job, int64_t task, int worker, Progress& progress
         !pattern_visible<Isa>(p, t.h, q_begin, q_end - q_begin, keys.begin, false)) {
       continue;
     }
-    KeyTile<Real> tile = load_key_tile<Isa, Real>(w, s, t, keys, k_scratch, v_scratch);
+    KeyTile<Real> tile = load_key_tile<Isa, Real>(w, s, t, keys, buffers);
     for (int n = 0; n < num_panels; ++n) {
       Tile trimmed = trim_tile(panels[n], s, keys);
       trimmed.b = t.b;

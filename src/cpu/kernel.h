@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "cpu/executor.h"
+#include "cpu/matrix_unit.h"
 #include "problem.h"
 
 namespace attentile::cpu {
@@ -67,6 +68,7 @@ struct CpuPlan {
   bool backward = false;
   bool wide = false;      // double accumulation
   bool sum_rows = false;  // backward: see summed_delta
+  int parts = 0;          // of an operand of the matrix unit; 0: not used
   int lanes = 4;
   int workers = 1;
 
@@ -106,10 +108,17 @@ struct CpuPlan {
     while (rows < seqlen_q && rows < panel_rows_max) rows *= 2;
     return rows;
   }
+  // The matrix unit writes whole tiles.
+  [[gnu::always_inline]] int spare_rows() const { return parts > 0 ? 16 : 0; }
   [[gnu::always_inline]] int panel_lanes(int rows) const {
     return (rows + lanes - 1) / lanes * lanes;
   }
 };
+
+// Values of V^T are read 32 keys at a time from any key on.
+[[gnu::always_inline]] inline int64_t value_depth(const CpuPlan& plan) {
+  return padded_depth(plan.tile_n) + 32;
+}
 
 // One call: everything a task reads. workspace is cut as the plan says.
 struct KernelJob {

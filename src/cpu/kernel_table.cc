@@ -14,6 +14,10 @@ extern const KernelSet kAvx2Double;
 extern const KernelSet kAvx512Float;
 extern const KernelSet kAvx512Double;
 #endif
+#if defined(ATTENTILE_HAVE_AMX)
+extern const KernelSet kAmxFloat;
+extern const KernelSet kAmxDouble;
+#endif
 #if defined(ATTENTILE_HAVE_NEON)
 extern const KernelSet kNeonFloat;
 extern const KernelSet kNeonDouble;
@@ -22,6 +26,9 @@ extern const KernelSet kNeonDouble;
 namespace {
 
 const KernelSet* const kFloatSets[] = {
+#if defined(ATTENTILE_HAVE_AMX)
+    &kAmxFloat,
+#endif
 #if defined(ATTENTILE_HAVE_AVX512)
     &kAvx512Float,
 #endif
@@ -35,6 +42,9 @@ const KernelSet* const kFloatSets[] = {
 };
 
 const KernelSet* const kDoubleSets[] = {
+#if defined(ATTENTILE_HAVE_AMX)
+    &kAmxDouble,
+#endif
 #if defined(ATTENTILE_HAVE_AVX512)
     &kAvx512Double,
 #endif

@@ -23,6 +23,7 @@ struct Panel {
   Real* acc_o = nullptr;    // [head_dim_v][lanes]
   Real* row_max = nullptr;  // [lanes], in tile values; -inf: nothing seen yet
   Real* row_sum = nullptr;  // [lanes]
+  Parts q_parts = {};
 };
 
 template <class Isa, class Real>

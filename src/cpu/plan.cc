@@ -33,6 +33,10 @@ struct Sizer {
   void take(int64_t count, int64_t times = 1) {
     bytes = sum(bytes, product(round_up(product(count, value_bytes), kAlignment), times));
   }
+  void take_parts(int64_t values, int64_t sources) {
+    take(ceil_div(values, 2));
+    if (sources > 0) take(ceil_div(sources + 1, 4));
+  }
 };
 
 // Sums over the batch entries of what the workspace holds per entry.
@@ -66,9 +70,17 @@ Totals add_sequences(const Problem& p, const CpuPlan& plan) {
   return totals;
 }
 
+// Parts of the matrix unit's operands (matrix_unit.h), 0 where it is not used. float32 would take
+// three parts and six products, which is slower than multiply-adds (docs/kernels/amx.md).
+int choose_parts(const Problem& p, const Machine& machine) {
+  if (machine.isa != Isa::kAmx || p.algorithm != Algorithm::kFlash2) return 0;
+  return p.dtype == DType::kBFloat16 ? 1 : (p.dtype == DType::kFloat16 ? 2 : 0);
+}
+
 void choose_tiles(const Problem& p, const Machine& machine, CpuPlan& plan) {
   const int64_t value_bytes = plan.wide ? 8 : 4;
   plan.lanes = machine.lanes;
+  plan.parts = choose_parts(p, machine);
   plan.padded_dim = static_cast<int>(round_up(p.head_dim, plan.lanes));
   plan.padded_dim_v = static_cast<int>(round_up(p.head_dim_v, plan.lanes));
   plan.fast_memory_bytes = p.fast_memory_bytes > 0 ? p.fast_memory_bytes : machine.l2_bytes;
@@ -86,7 +98,10 @@ void choose_tiles(const Problem& p, const Machine& machine, CpuPlan& plan) {
     const int64_t width = plan.padded_dim + plan.padded_dim_v;
     plan.tile_keys = width <= 160 ? 4 * kStepKeys : (width <= 320 ? 2 * kStepKeys : kStepKeys);
     // Panels of a task: their Q and O share half of L2, and every worker should find four tasks.
-    int64_t panels = plan.algorithm == Algorithm::kStandard ? kMaxPanels : kForwardPanels;
+    int64_t panels =
+        plan.algorithm == Algorithm::kStandard || (plan.parts > 0 && !p.block_mask.present)
+            ? kMaxPanels
+            : kForwardPanels;
     while (panels > 1 &&
            panels * plan.panel_rows_max * width * value_bytes > machine.l2_bytes / 2) {
       panels /= 2;
@@ -111,11 +126,20 @@ int64_t forward_scratch(const Problem& p, const CpuPlan& plan) {
   Sizer size{kAlignment, plan.wide ? 8 : 4};
   size.take(product(plan.tile_n, p.head_dim));
   size.take(product(plan.tile_n, p.head_dim_v));
+  if (plan.parts > 0) {
+    const int64_t depth = padded_depth(p.head_dim);
+    size.take_parts(left_size(plan.parts, plan.tile_n + 15, depth), plan.tile_n);
+    size.take_parts(left_size(plan.parts, p.head_dim_v, value_depth(plan)), plan.tile_n);
+    size.take_parts(right_size(plan.parts, lanes, padded_depth(plan.step_n)), 0);
+    for (int64_t n = 0; n < panels; ++n) {
+      size.take_parts(right_size(plan.parts, lanes, depth), lanes);
+    }
+  }
   size.take(plan.rows_buffer_size);
   size.take(plan.step_n * lanes, 4);
   size.take(2 * lanes);
   size.take(p.head_dim * lanes, panels);
-  size.take(p.head_dim_v * lanes, panels);
+  size.take(round_up(p.head_dim_v, 16) * lanes, panels);
   size.take(lanes, 2 * panels);
   if (plan.algorithm == Algorithm::kStandard) {
     size.take(product(p.max_seqlen_k, lanes));
@@ -124,14 +148,37 @@ int64_t forward_scratch(const Problem& p, const CpuPlan& plan) {
   return size.bytes;
 }
 
+void take_backward_parts(const Problem& p, const CpuPlan& plan, Sizer& size) {
+  const int64_t lanes = plan.panel_lanes_max;
+  const int64_t keys = plan.tile_keys;
+  const int64_t rows = keys + plan.spare_rows();
+  const int64_t dim = padded_depth(p.head_dim);
+  const int64_t dim_v = padded_depth(p.head_dim_v);
+  const int64_t queries = padded_depth(lanes);
+  size.take_parts(left_size(plan.parts, rows, dim), keys);
+  size.take_parts(left_size(plan.parts, rows, dim_v), keys);
+  size.take_parts(left_size(plan.parts, p.head_dim, padded_depth(keys) + 32), keys);
+  size.take_parts(right_size(plan.parts, lanes, dim), lanes);
+  size.take_parts(right_size(plan.parts, lanes, dim_v), lanes);
+  size.take_parts(right_size(plan.parts, plan.padded_dim, queries), lanes);
+  size.take_parts(right_size(plan.parts, plan.padded_dim_v, queries), lanes);
+  size.take_parts(left_size(plan.parts, plan.step_n, queries), 0);
+  size.take_parts(left_size(plan.parts, plan.step_n, queries), 0);
+  size.take_parts(right_size(plan.parts, lanes, padded_depth(plan.step_n)), 0);
+}
+
 int64_t backward_scratch(const Problem& p, const CpuPlan& plan) {
   const int64_t lanes = plan.panel_lanes_max;
   Sizer size{kAlignment, plan.wide ? 8 : 4};
-  size.take(product(plan.tile_keys, plan.padded_dim), 2);
-  size.take(product(plan.tile_keys, plan.padded_dim_v), 2);
+  const int64_t spare = plan.spare_rows();
+  size.take(product(plan.tile_keys, plan.padded_dim));
+  size.take(product(plan.tile_keys, plan.padded_dim_v));
+  size.take(product(plan.tile_keys + spare, plan.padded_dim));
+  size.take(product(plan.tile_keys + spare, plan.padded_dim_v));
+  if (plan.parts > 0) take_backward_parts(p, plan, size);
   size.take(lanes * plan.padded_dim);
   size.take(lanes * plan.padded_dim_v, 2);
-  size.take(p.head_dim * lanes, 2);
+  size.take(round_up(p.head_dim, 16) * lanes, 2);
   size.take(p.head_dim_v * lanes);
   size.take(lanes, 5);
   size.take(plan.step_n * lanes, 5);

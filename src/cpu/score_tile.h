@@ -7,7 +7,7 @@
 
 #include <limits>
 
-#include "cpu/tile_gemm.h"
+#include "cpu/packed_gemm.h"
 #include "cpu/tile_io.h"
 
 namespace attentile::cpu {
@@ -239,6 +239,8 @@ struct ScoreTile {
   Real* extra = nullptr;      // [keys][lanes]
   Real* lane = nullptr;       // [2][lanes]
   Real* cap = nullptr;        // [keys][lanes], receives tanh(S / softcap); may be null
+  Parts k_parts = {};         // of the keys
+  Parts q_parts = {};
 };
 
 // Scale, softcap and bias, in place on dot products.
@@ -275,10 +277,10 @@ struct VectorRange {
 
 template <class Isa, class Real>
 inline VectorRange vectors_seeing(const Tile& t, int k, int keys) {
-  constexpr int kLanes = Vec<Isa, Real>::kLanes;
+  constexpr int64_t kLanes = Vec<Isa, Real>::kLanes;
   const BandMask& band = t.s->band;
   const int64_t first = t.k0 + k;
-  VectorRange range = {0, t.lanes / kLanes};
+  VectorRange range = {0, static_cast<int>(t.lanes / kLanes)};
   while (range.begin < range.end &&
          band.hi(t.q0 + min64(t.rows, (range.begin + 1) * kLanes) - 1) <= first) {
     ++range.begin;
@@ -313,18 +315,22 @@ inline void tile_logits(Worker<Isa, Real>& w, const Tile& t, bool partial,
                         const ScoreScale<Real>& scale, const ScoreTile<Real>& tile) {
   using V = Vec<Isa, Real>;
   const int count = t.keys * t.lanes;
-  for_key_groups<Isa, Real>(t, partial, [&](int k, int keys, VectorRange vectors) {
+  const bool packed = tile.q_parts.data != nullptr;
+  for_key_groups<Isa, Real>(t, partial && !packed, [&](int k, int keys, VectorRange vectors) {
     const int lane = vectors.begin * V::kLanes;
-    gemm<Isa, Real>({.a = tile.k + k * tile.k_ld,
-                     .a_row = tile.k_ld,
-                     .a_step = 1,
-                     .b = tile.q_t + lane,
-                     .b_step = t.lanes,
-                     .c = tile.s + k * t.lanes + lane,
-                     .c_row = t.lanes,
-                     .rows = keys,
-                     .cols = vectors.end * V::kLanes - lane,
-                     .depth = static_cast<int>(w.problem.head_dim)});
+    const GemmTile<Real> product = {.a = tile.k + k * tile.k_ld,
+                                    .a_row = tile.k_ld,
+                                    .a_step = 1,
+                                    .b = tile.q_t + lane,
+                                    .b_step = t.lanes,
+                                    .c = tile.s + k * t.lanes + lane,
+                                    .c_row = t.lanes,
+                                    .rows = keys,
+                                    .cols = vectors.end * V::kLanes - lane,
+                                    .depth = static_cast<int>(w.problem.head_dim),
+                                    .left = tile.k_parts,
+                                    .right = tile.q_parts};
+    multiply_scores<Isa, Real>(product, tile.extra);
   });
   scale_products<Isa, Real>(w, t, scale, tile);
   if (w.problem.alibi_slopes.present) add_alibi<Isa, Real>(w.problem, t, tile.s);

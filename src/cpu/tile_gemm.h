@@ -16,6 +16,7 @@
 
 #include <cstdint>
 
+#include "cpu/matrix_unit.h"
 #include "cpu/simd/vec.h"
 
 namespace attentile::cpu {
@@ -33,6 +34,8 @@ struct GemmTile {
   int cols = 0;  // a multiple of the lanes
   int depth = 0;
   bool accumulate = false;  // add to C, else overwrite it
+  Parts left = {};          // A and B for the matrix unit, if packed
+  Parts right = {};
 };
 
 // One micro tile: kRows rows, kVecs vectors of columns. kAlongSteps: a_step is 1, so each row of A

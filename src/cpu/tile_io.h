@@ -28,13 +28,34 @@ struct Worker {
         progress(p),
         id(worker),
         traffic(*reinterpret_cast<WorkerTraffic*>(job.scratch(worker))),
-        free(job.scratch(worker) + sizeof(WorkerTraffic)) {}
+        free(job.scratch(worker) + sizeof(WorkerTraffic)) {
+    if (plan.parts > 0) MatrixUnit<Isa, Real>::begin();
+  }
+  ~Worker() {
+    if (plan.parts > 0) MatrixUnit<Isa, Real>::end();
+  }
+  Worker(const Worker&) = delete;
+  Worker& operator=(const Worker&) = delete;
 
   // count values, 64-byte aligned, uninitialised. The plan has sized the slice for all of them.
   Real* take(int64_t count) {
     Real* result = reinterpret_cast<Real*>(free);
     free += (count * static_cast<int64_t>(sizeof(Real)) + 63) / 64 * 64;
     return result;
+  }
+  // A packed operand of so many 16-bit values, with flags for `sources` rows or lanes if any.
+  Parts take_parts(int64_t values, int64_t ld, int64_t sources) {
+    Parts parts;
+    if (plan.parts == 0) return parts;
+    parts.data = reinterpret_cast<uint16_t*>(take(ceil_div(values * 2, sizeof(Real))));
+    parts.parts = plan.parts;
+    parts.stride = values / plan.parts;
+    parts.ld = ld;
+    if (sources > 0) {
+      parts.any_hard = reinterpret_cast<uint8_t*>(take(ceil_div(sources + 1, sizeof(Real))));
+      parts.hard = parts.any_hard + 1;
+    }
+    return parts;
   }
   void count_read(int64_t bytes) { traffic.bytes_read += bytes; }
   void count_written(int64_t bytes) { traffic.bytes_written += bytes; }

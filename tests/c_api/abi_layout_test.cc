@@ -142,6 +142,7 @@ static_assert(same(ATTENTILE_AVX512, Isa::kAvx512));
 static_assert(same(ATTENTILE_AVX512_BF16, Isa::kAvx512Bf16));
 static_assert(same(ATTENTILE_NEON, Isa::kNeon));
 static_assert(same(ATTENTILE_NEON_BF16, Isa::kNeonBf16));
+static_assert(same(ATTENTILE_AMX, Isa::kAmx));
 
 // The defaults of the initialisers are those of AttentionOptions.
 TEST(AbiLayout, OptionDefaults) {

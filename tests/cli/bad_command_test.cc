@@ -45,7 +45,7 @@ const BadRequest kRequests[] = {
     {"VerifyListNoCell", "verify --list --count 5 --filter dtype=zzz",
      "--filter: no cell matches, expected at least one"},
     {"VerifyIsa", "verify --isa mmx",
-     "--isa: 'mmx', expected auto, scalar, avx2, avx512, neon, avx512_bf16 or neon_bf16"},
+     "--isa: 'mmx', expected auto, scalar, avx2, avx512, neon, avx512_bf16, amx or neon_bf16"},
     {"VerifyCount", "verify --count 0", "--count: 0, expected 1 to 1000000000"},
     {"VerifySeed", "verify --seed -4",
      "--seed: '-4', expected an integer from 0 to 18446744073709551615"},

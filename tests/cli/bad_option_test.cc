@@ -87,7 +87,7 @@ const BadRequest kRequests[] = {
     {"AlgorithmUpperCase", "@ --algorithm FLASH2",
      "--algorithm: 'FLASH2', expected auto, reference, standard, flash1 or flash2"},
     {"IsaUnknown", "@ --isa sse2",
-     "--isa: 'sse2', expected auto, scalar, avx2, avx512, neon, avx512_bf16 or neon_bf16"},
+     "--isa: 'sse2', expected auto, scalar, avx2, avx512, neon, avx512_bf16, amx or neon_bf16"},
     {"DTypeUnknown", "@ --dtype fp32", "--dtype: 'fp32', expected f32, f64, f16 or bf16"},
     {"DTypeInteger", "@ --dtype i32", "--dtype: 'i32', expected f32, f64, f16 or bf16"},
     {"LayoutUnknown", "@ --layout sbhd", "--layout: 'sbhd', expected bshd or bhsd"},

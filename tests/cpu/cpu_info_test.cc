@@ -77,6 +77,7 @@ TEST(CpuInfo, InstructionSetsImplyEachOther) {
   EXPECT_FALSE(cpu_supports(static_cast<Isa>(31)));
   EXPECT_FALSE(cpu_supports(static_cast<Isa>(-1)));
   EXPECT_FALSE(cpu_supports(static_cast<Isa>(1000)));
+  EXPECT_LE(cpu_supports(Isa::kAmx), cpu_supports(Isa::kAvx512Bf16));
   EXPECT_LE(cpu_supports(Isa::kAvx512Bf16), cpu_supports(Isa::kAvx512));
   EXPECT_LE(cpu_supports(Isa::kAvx512), cpu_supports(Isa::kAvx2));
   EXPECT_LE(cpu_supports(Isa::kNeonBf16), cpu_supports(Isa::kNeon));
@@ -99,7 +100,7 @@ TEST(CpuInfo, InstructionSetsImplyEachOther) {
 }
 
 TEST(ParseIsa, KnowsEveryNameAndNoOther) {
-  for (int value = 0; value <= static_cast<int>(Isa::kNeonBf16); ++value) {
+  for (int value = 0; value <= static_cast<int>(Isa::kAmx); ++value) {
     const Isa isa = static_cast<Isa>(value);
     Isa parsed = Isa::kScalar;
     ASSERT_TRUE(parse_isa(to_string(isa), &parsed)) << to_string(isa);
@@ -153,15 +154,15 @@ TEST(ResolveIsa, RefusesWithASentence) {
   };
   EXPECT_EQ(message(Isa::kAuto, "avx9", StatusCode::kInvalidArgument),
             "ATTENTILE_CPU_ISA: is \"avx9\", expected auto, scalar, avx2, avx512, avx512_bf16, "
-            "neon or neon_bf16");
+            "amx, neon or neon_bf16");
   EXPECT_EQ(message(Isa::kAuto, "avx2", StatusCode::kUnavailable),
             "ATTENTILE_CPU_ISA: avx2 is not built into this library, which has scalar");
   EXPECT_EQ(message(Isa::kNeonBf16, "", StatusCode::kUnavailable),
             "isa: neon_bf16 is not built into this library, which has scalar");
-  EXPECT_EQ(message(static_cast<Isa>(7), "", StatusCode::kInvalidArgument),
-            "isa: is 7, expected 0 to 6");
+  EXPECT_EQ(message(static_cast<Isa>(8), "", StatusCode::kInvalidArgument),
+            "isa: is 8, expected 0 to 7");
   EXPECT_EQ(message(static_cast<Isa>(-1), "", StatusCode::kInvalidArgument),
-            "isa: is -1, expected 0 to 6");
+            "isa: is -1, expected 0 to 7");
   const std::string long_name(1000, 'x');
   EXPECT_LT(message(Isa::kAuto, long_name.c_str(), StatusCode::kInvalidArgument).size(), 200u);
 

@@ -15,8 +15,8 @@
 namespace attentile::cpu {
 namespace {
 
-constexpr Isa kAll[] = {Isa::kAuto,       Isa::kScalar, Isa::kAvx2,    Isa::kAvx512,
-                        Isa::kAvx512Bf16, Isa::kNeon,   Isa::kNeonBf16};
+constexpr Isa kAll[] = {Isa::kAuto,       Isa::kScalar, Isa::kAvx2,     Isa::kAvx512,
+                        Isa::kAvx512Bf16, Isa::kNeon,   Isa::kNeonBf16, Isa::kAmx};
 
 std::vector<Isa> built_in(bool wide) {
   const KernelTable table = kernel_table(wide);
@@ -30,6 +30,7 @@ int lanes_of(Isa isa, bool wide) {
     case Isa::kScalar: return 4;
     case Isa::kAvx2: return wide ? 4 : 8;
     case Isa::kAvx512:
+    case Isa::kAmx:
     case Isa::kAvx512Bf16: return wide ? 8 : 16;
     case Isa::kNeon:
     case Isa::kNeonBf16: return wide ? 2 : 4;

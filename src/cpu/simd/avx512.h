@@ -10,13 +10,15 @@
 namespace attentile::cpu {
 
 struct Avx512 {
+  static constexpr bool kWide512 = true;  // the vectors below are its
   static constexpr Isa kIsa = Isa::kAvx512;
   static constexpr int kTileVecs = 4;
   static constexpr int tile_rows(int vecs) { return vecs == 4 ? 6 : (vecs == 3 ? 8 : 12); }
 };
 
-template <>
-struct Vec<Avx512, float> {
+template <class Isa>
+  requires(Isa::kWide512)
+struct Vec<Isa, float> {
   static constexpr int kLanes = 16;
   __m512 v;
 
@@ -60,8 +62,9 @@ struct Vec<Avx512, float> {
   }
 };
 
-template <>
-struct Vec<Avx512, double> {
+template <class Isa>
+  requires(Isa::kWide512)
+struct Vec<Isa, double> {
   static constexpr int kLanes = 8;
   __m512d v;
 
@@ -82,7 +85,9 @@ struct Vec<Avx512, double> {
   static Vec abs(Vec a) { return {_mm512_abs_pd(a.v)}; }
 };
 
-inline void transpose(Vec<Avx512, float>* r) {
+template <class Isa>
+  requires(Isa::kWide512)
+inline void transpose(Vec<Isa, float>* r) {
   __m512 t[16];
   for (int i = 0; i < 16; i += 2) {  // pairs of rows
     t[i] = _mm512_unpacklo_ps(r[i].v, r[i + 1].v);
@@ -124,9 +129,10 @@ struct PowersOfTwo {
 // 2^(t c) = 2^(n / 32) 2^f for integral n and |f| <= 1/64: the first factor from a table in two
 // registers, the second of degree 3 (relative error 6e-10 before rounding), 1 where f is 0. Twelve
 // instructions.
-template <>
-struct WeightExp<Avx512, float> {
-  static constexpr PowersOfTwo<Avx512> kPowers{};
+template <class Isa>
+  requires(Isa::kWide512)
+struct WeightExp<Isa, float> {
+  static constexpr PowersOfTwo<Isa> kPowers{};
   __m512 c, tail, low, high, least;
 
   explicit WeightExp(Exponent<float> exponent)
@@ -137,13 +143,13 @@ struct WeightExp<Avx512, float> {
         least(_mm512_set1_ps(-150.0f / exponent.hi)) {}
 
   // 0 below 2^-150: to round a result to 0 would cost a hundred times as much.
-  Vec<Avx512, float> operator()(Vec<Avx512, float> t) const {
+  Vec<Isa, float> operator()(Vec<Isa, float> t) const {
     const __mmask16 normal = _mm512_cmp_ps_mask(t.v, least, _CMP_NLT_UQ);
     __m512 n;
     const __m512 power = parts(_mm512_max_ps(least, t.v), &n);
     return {_mm512_maskz_scalef_ps(normal, power, n)};
   }
-  Vec<Avx512, float> unchecked(Vec<Avx512, float> t) const {
+  Vec<Isa, float> unchecked(Vec<Isa, float> t) const {
     __m512 n;
     const __m512 power = parts(t.v, &n);
     return {_mm512_scalef_ps(power, n)};
@@ -164,16 +170,17 @@ struct WeightExp<Avx512, float> {
 };
 
 // The same table.
-template <>
-struct ShiftedExp<Avx512, float> {
-  using V = Vec<Avx512, float>;
+template <class Isa>
+  requires(Isa::kWide512)
+struct ShiftedExp<Isa, float> {
+  using V = Vec<Isa, float>;
   __m512 c, tail, low, high;
 
   explicit ShiftedExp(Exponent<float> exponent)
       : c(_mm512_set1_ps(exponent.hi)),
         tail(_mm512_set1_ps(exponent.lo)),
-        low(_mm512_load_ps(WeightExp<Avx512, float>::kPowers.value)),
-        high(_mm512_load_ps(WeightExp<Avx512, float>::kPowers.value + 16)) {}
+        low(_mm512_load_ps(WeightExp<Isa, float>::kPowers.value)),
+        high(_mm512_load_ps(WeightExp<Isa, float>::kPowers.value + 16)) {}
 
   V operator()(V x, const RowShift<V>& row) const {
     const __m512 magic = _mm512_set1_ps(0x1.8p18f);

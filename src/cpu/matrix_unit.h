@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+// Matrix units multiply tiles of bfloat16 into float32. An operand is handed to them as a sum of
+// bfloat16 numbers per value, each the leading bits of what the ones before leave: one part holds a
+// bfloat16 value, two a float16 value, and every part of A is multiplied by every part of B.
+// MatrixUnit<Isa, Real> is specialised where there is one.
+#pragma once
+
+#include <cstdint>
+
+namespace attentile::cpu {
+
+// A packed operand, depth padded with zeros to ld, a multiple of 32.
+//   left   [parts][rows][ld]                   rows padded with zeros to a multiple of 16
+//   right  [parts][cols / 16][ld / 2][16][2]
+// hard: which source rows (or lanes) hold a value that has no such parts: NaN, infinity, subnormal.
+struct Parts {
+  uint16_t* data = nullptr;  // null: not packed
+  int parts = 0;
+  int64_t stride = 0;  // between parts
+  int64_t ld = 0;
+  uint8_t* hard = nullptr;      // null: not asked
+  uint8_t* any_hard = nullptr;  // whether one of them does
+
+  [[gnu::always_inline]] bool has_hard() const { return any_hard != nullptr && *any_hard != 0; }
+};
+
+// What is packed: [rows][ld], of which `columns` are used.
+template <class Real>
+struct PackSource {
+  const Real* data = nullptr;
+  int64_t ld = 0;
+  int rows = 0;
+  int columns = 0;
+};
+
+template <class Isa, class Real>
+struct MatrixUnit {
+  static constexpr bool kPresent = false;
+  static void begin() {}
+  static void end() {}
+};
+
+// The same operand from row `row`, or from depth `k` on.
+[[gnu::always_inline]] inline Parts rows_from(Parts left, int64_t row) {
+  if (left.data != nullptr) left.data += row * left.ld;
+  if (left.hard != nullptr) left.hard += row;
+  return left;
+}
+[[gnu::always_inline]] inline Parts depth_from(Parts left, int64_t k) {
+  if (left.data != nullptr) left.data += k;
+  if (left.hard != nullptr) left.hard += k;
+  return left;
+}
+
+// Sizes in 16-bit values; `parts` may be 0.
+[[gnu::always_inline]] inline int64_t left_size(int64_t parts, int64_t rows, int64_t ld) {
+  return parts * ((rows + 15) / 16 * 16) * ld;
+}
+[[gnu::always_inline]] inline int64_t right_size(int64_t parts, int64_t cols, int64_t ld) {
+  return parts * cols * ld;
+}
+[[gnu::always_inline]] inline int64_t padded_depth(int64_t depth) {
+  return (depth + 31) / 32 * 32;
+}
+
+}  // namespace attentile::cpu

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+// The tile product where its operands may be packed for a matrix unit. Values that have no parts
+// (Parts::hard) are packed as 0; what they contribute is computed here by multiply-adds, for the
+// rows, lanes or pairs concerned alone, so that no other result changes by a bit.
+#pragma once
+
+#include "cpu/tile_gemm.h"
+
+namespace attentile::cpu {
+
+// C = A B for scores: rows of C whose row of A is hard, and lanes whose column of B is, come from
+// multiply-adds. spare: [rows][lanes of a vector].
+template <class Isa, class Real>
+inline void multiply_scores(const GemmTile<Real>& t, Real* spare) {
+  using Unit = MatrixUnit<Isa, Real>;
+  if constexpr (Unit::kPresent) {
+    if (t.right.data != nullptr) {
+      constexpr int kLanes = Vec<Isa, Real>::kLanes;
+      Unit::multiply(t);
+      for (int m = 0; t.left.has_hard() && m < t.rows; ++m) {
+        if (t.left.hard[m] == 0) continue;
+        GemmTile<Real> row = t;
+        row.a += m * t.a_row;
+        row.c += m * t.c_row;
+        row.rows = 1;
+        gemm<Isa, Real>(row);
+      }
+      for (int n = 0; t.right.has_hard() && n < t.cols; n += kLanes) {
+        GemmTile<Real> lanes = t;
+        lanes.b += n;
+        lanes.c = spare;
+        lanes.c_row = kLanes;
+        lanes.cols = kLanes;
+        bool done = false;
+        for (int i = 0; i < kLanes; ++i) {
+          if (t.right.hard[n + i] == 0) continue;
+          if (!done) gemm<Isa, Real>(lanes);
+          done = true;
+          for (int m = 0; m < t.rows; ++m) t.c[m * t.c_row + n + i] = spare[m * kLanes + i];
+        }
+      }
+      return;
+    }
+  }
+  gemm<Isa, Real>(t);
+}
+
+// What the hard values of A add to C: A = V^T or K^T, hide [depth][cols] or null.
+template <class Isa, class Real>
+[[gnu::noinline]] void add_hard_left(const GemmTile<Real>& t, const Real* hide) {
+  using V = Vec<Isa, Real>;
+  const V zero = V::set1(Real{0});
+  for (int k = 0; k < t.depth; ++k) {
+    if (t.left.hard[k] == 0) continue;
+    for (int m = 0; m < t.rows; ++m) {
+      const V a = V::set1(t.a[m * t.a_row + k * t.a_step]);
+      if (!MatrixUnit<Isa, Real>::is_hard(a)) continue;
+      for (int n = 0; n < t.cols; n += V::kLanes) {
+        Real* cell = t.c + m * t.c_row + n;
+        const V c = V::load(cell);
+        const V sum = V::fma(a, V::load(t.b + k * t.b_step + n), c);
+        const bool all = hide == nullptr;
+        (all ? sum : V::select_lt(V::load(hide + k * t.b_step + n), zero, c, sum)).store(cell);
+      }
+    }
+  }
+}
+
+// What the hard values of B add to C: B = dO or Q, hide [rows][hide_ld] or null.
+template <class Isa, class Real>
+[[gnu::noinline]] void add_hard_right(const GemmTile<Real>& t, const Real* hide, int hide_ld) {
+  using V = Vec<Isa, Real>;
+  for (int k = 0; k < t.depth; ++k) {
+    if (t.right.hard[k] == 0) continue;
+    for (int m = 0; m < t.rows; ++m) {
+      if (hide != nullptr && hide[m * hide_ld + k] < 0) continue;
+      const V a = V::set1(t.a[m * t.a_row + k * t.a_step]);
+      for (int n = 0; n < t.cols; n += V::kLanes) {
+        Real* cell = t.c + m * t.c_row + n;
+        const V b = MatrixUnit<Isa, Real>::only_hard(V::load(t.b + k * t.b_step + n));
+        V::fma(a, b, V::load(cell)).store(cell);
+      }
+    }
+  }
+}
+
+}  // namespace attentile::cpu
