@@ -10,9 +10,9 @@ namespace {
 
 constexpr int64_t kAlignment = 64;
 
-// Panels of a forward task: they share each key tile while it is in cache. `standard` takes as many
-// as there may be, so that its traffic is that of its matrices.
-constexpr int kForwardPanels = 4;
+// Panels of a forward task share each key tile while it is in cache. Beside a block pattern there
+// are few: a tile that one of them sees is loaded for all.
+constexpr int kPatternPanels = 4;
 constexpr int kPanelVectors = 4;
 
 int64_t saturate(__int128 value) {
@@ -98,10 +98,8 @@ void choose_tiles(const Problem& p, const Machine& machine, CpuPlan& plan) {
     const int64_t width = plan.padded_dim + plan.padded_dim_v;
     plan.tile_keys = width <= 160 ? 4 * kStepKeys : (width <= 320 ? 2 * kStepKeys : kStepKeys);
     // Panels of a task: their Q and O share half of L2, and every worker should find four tasks.
-    int64_t panels =
-        plan.algorithm == Algorithm::kStandard || (plan.parts > 0 && !p.block_mask.present)
-            ? kMaxPanels
-            : kForwardPanels;
+    int64_t panels = p.block_mask.present && plan.algorithm != Algorithm::kStandard ? kPatternPanels
+                                                                                    : kMaxPanels;
     while (panels > 1 &&
            panels * plan.panel_rows_max * width * value_bytes > machine.l2_bytes / 2) {
       panels /= 2;
