@@ -96,7 +96,10 @@ void choose_tiles(const Problem& p, const Machine& machine, CpuPlan& plan) {
     plan.tile_n = kStepKeys;
     plan.panel_rows_max = plan.lanes * kPanelVectors;
     const int64_t width = plan.padded_dim + plan.padded_dim_v;
-    plan.tile_keys = width <= 160 ? 4 * kStepKeys : (width <= 320 ? 2 * kStepKeys : kStepKeys);
+    // Keys of a backward task: K, V and their gradients stay in L2. Each panel is packed anew for
+    // every task, which a matrix unit makes up for with more keys.
+    const int64_t steps = width <= 160 ? 4 : (width <= 320 ? 2 : 1);
+    plan.tile_keys = steps * kStepKeys * (plan.parts > 0 ? 2 : 1);
     // Panels of a task: their Q and O share half of L2, and every worker should find four tasks.
     int64_t panels = p.block_mask.present && plan.algorithm != Algorithm::kStandard ? kPatternPanels
                                                                                     : kMaxPanels;
