@@ -153,8 +153,8 @@ inline void pack_panel(const Worker<Isa, Real>& w, int lanes, const BackwardScra
     if (r.q_lanes.data == nullptr) return;
     const int dim = static_cast<int>(w.problem.head_dim);
     const int dim_v = static_cast<int>(w.problem.head_dim_v);
-    Unit::pack_right({r.q_t, lanes, dim, lanes}, Unit::Mark::kColumns, r.q_lanes);
-    Unit::pack_right({r.dout_t, lanes, dim_v, lanes}, Unit::Mark::kColumns, r.dout_lanes);
+    Unit::pack_right({r.q_t, lanes, dim, lanes}, r.q_lanes);
+    Unit::pack_right({r.dout_t, lanes, dim_v, lanes}, r.dout_lanes);
   }
 }
 
@@ -445,7 +445,7 @@ inline void backward_tile(Worker<Isa, Real>& w, const Tile& t, const ScoreScale<
       product.right = r.ds_lanes;
       product.right.ld = padded_depth(t.keys);
       using Unit = MatrixUnit<Isa, Real>;
-      Unit::pack_right({r.ds, t.lanes, t.keys, t.lanes}, Unit::Mark::kColumns, product.right);
+      Unit::pack_right({r.ds, t.lanes, t.keys, t.lanes}, product.right);
       Unit::multiply(product);
       if (r.k_columns.has_hard()) {
         add_hard_left<Isa, Real>(product, partial ? r.hide : nullptr);

@@ -166,8 +166,14 @@ inline void attend_tile(Worker<Isa, Real>& w, const Panel<Real>& panel, Tile t,
   scores.k_parts = rows_from(keys.k_parts, skip);
   scores.q_parts = panel.q_parts;
   tile_logits<Isa, Real>(w, t, partial, scale, scores);
-  online_softmax<Isa, Real>(panel, {scratch.s, scratch.weights, t.keys, partial ? &t : nullptr},
-                            head_dim_v, scale.exponent);
+  Parts packed = panel.q_parts.data != nullptr ? scratch.weights_parts : Parts{};
+  packed.ld = padded_depth(t.keys);
+  // The weights themselves are wanted too where they are dropped or meet values that have no parts.
+  const bool pack_later = p.dropout.enabled || keys.v_parts.has_hard();
+  online_softmax<Isa, Real>(
+      panel,
+      {scratch.s, scratch.weights, t.keys, partial ? &t : nullptr, pack_later ? Parts{} : packed},
+      head_dim_v, scale.exponent);
   if (p.dropout.enabled) apply_keep<Isa, Real>(p, t, scratch.extra, scratch.weights);
   const GemmTile<Real> product = {.a = keys.v + skip * keys.v_ld,
                                   .a_row = 1,
@@ -181,17 +187,15 @@ inline void attend_tile(Worker<Isa, Real>& w, const Panel<Real>& panel, Tile t,
                                   .depth = t.keys,
                                   .accumulate = true};
   if constexpr (MatrixUnit<Isa, Real>::kPresent) {
-    if (panel.q_parts.data != nullptr) {
-      GemmTile<Real> packed = product;
-      packed.left = depth_from(keys.v_parts, skip);
-      packed.right = scratch.weights_parts;
-      packed.right.ld = padded_depth(t.keys);
+    if (packed.data != nullptr) {
       using Unit = MatrixUnit<Isa, Real>;
-      Unit::pack_right({scratch.weights, t.lanes, t.keys, t.lanes}, Unit::Mark::kColumns,
-                       packed.right);
-      Unit::multiply(packed);
-      if (packed.left.has_hard()) {
-        add_hard_left<Isa, Real>(packed, partial ? scratch.hide : nullptr);
+      if (pack_later) Unit::pack_right({scratch.weights, t.lanes, t.keys, t.lanes}, packed);
+      GemmTile<Real> tile = product;
+      tile.left = depth_from(keys.v_parts, skip);
+      tile.right = packed;
+      Unit::multiply(tile);
+      if (tile.left.has_hard()) {
+        add_hard_left<Isa, Real>(tile, partial ? scratch.hide : nullptr);
       }
       return;
     }
@@ -279,8 +283,7 @@ inline void load_panel_queries(Worker<Isa, Real>& w, const Sequence& s, int64_t 
   if constexpr (MatrixUnit<Isa, Real>::kPresent) {
     if (panel.q_parts.data == nullptr) return;
     using Unit = MatrixUnit<Isa, Real>;
-    Unit::pack_right({panel.q_t, panel.lanes, head_dim, panel.lanes}, Unit::Mark::kColumns,
-                     panel.q_parts);
+    Unit::pack_right({panel.q_t, panel.lanes, head_dim, panel.lanes}, panel.q_parts);
   }
 }
 

@@ -38,9 +38,13 @@ struct MatrixUnit {
   static constexpr bool kPresent = false;
   static void begin() {}
   static void end() {}
+  template <class... Arguments>
+  static void store_right(const Arguments&...) {}
+  static void pack_right(const PackSource<Real>&, const Parts&) {}
 };
 
-// The same operand from row `row`, or from depth `k` on.
+// The same operand from row `row`, from depth `k`, or (not for marked ones) from column `column`
+// on.
 [[gnu::always_inline]] inline Parts rows_from(Parts left, int64_t row) {
   if (left.data != nullptr) left.data += row * left.ld;
   if (left.hard != nullptr) left.hard += row;
@@ -50,6 +54,11 @@ struct MatrixUnit {
   if (left.data != nullptr) left.data += k;
   if (left.hard != nullptr) left.hard += k;
   return left;
+}
+
+[[gnu::always_inline]] inline Parts columns_from(Parts right, int64_t column) {
+  right.data += column * right.ld;
+  return right;
 }
 
 // Sizes in 16-bit values; `parts` may be 0.

@@ -41,6 +41,7 @@ struct WeightTile {
   Real* weights = nullptr;
   int keys = 0;
   const Tile* partial = nullptr;  // else every query sees every key
+  Parts packed = {};              // receives the weights, then `weights` may hold anything
 };
 
 // Keys of a tile that the queries of the vector from lane i on may see, in whole groups.
@@ -95,33 +96,51 @@ template <class Isa, class Real>
   (row_sum + sum).store(panel.row_sum + i);
 }
 
+// One vector of lanes, from lane i on, without a look at the maximum. False: the weights are not
+// right, for one is above the threshold or was not a number.
+template <class Isa, class Real>
+inline bool weigh_at_once(const Panel<Real>& panel, const WeightTile<Real>& tile, int i,
+                          const WeightExp<Isa, Real>& exp) {
+  using V = Vec<Isa, Real>;
+  const int lanes = panel.lanes;
+  const V row_max = V::load(panel.row_max + i);
+  const V most = V::set1(static_cast<Real>(1 << static_cast<int>(kRaiseThreshold<Real>)));
+  const V zero = V::set1(Real{0});
+  V sum = zero;
+  const auto weigh = [&](int k) {
+    const V weight = exp.unchecked(V::load(tile.s + k * lanes + i) - row_max);
+    sum = sum + weight;
+    return weight;
+  };
+  if (MatrixUnit<Isa, Real>::kPresent && tile.packed.data != nullptr) {
+    for (int k = 0; k < tile.packed.ld; k += 2) {
+      const V first = k < tile.keys ? weigh(k) : zero;
+      const V second = k + 1 < tile.keys ? weigh(k + 1) : zero;
+      MatrixUnit<Isa, Real>::store_right(first, second, tile.packed, i, k);
+    }
+  } else {
+    for (int k = 0; k < tile.keys; ++k) weigh(k).store(tile.weights + k * lanes + i);
+  }
+  if (V::any_lt(V::select_lt(sum, most, sum, V::set1(Real{-1})), zero)) return false;
+  (V::load(panel.row_sum + i) + sum).store(panel.row_sum + i);
+  return true;
+}
+
 // Turns tile values into weights, and takes them into m and l; rescales O where m was raised. Most
 // tiles raise no m: their weights are computed without a look at the maximum, and thrown away where
 // a sum says that one was above the threshold, infinite or not a number.
 template <class Isa, class Real>
 inline void online_softmax(const Panel<Real>& panel, const WeightTile<Real>& tile, int head_dim_v,
                            Exponent<Real> exponent) {
-  using V = Vec<Isa, Real>;
+  constexpr int kLanes = Vec<Isa, Real>::kLanes;
   const WeightExp<Isa, Real> exp(exponent);
-  const V most = V::set1(static_cast<Real>(1 << static_cast<int>(kRaiseThreshold<Real>)));
-  const V zero = V::set1(Real{0});
-  const int lanes = panel.lanes;
-  for (int i = 0; i < lanes; i += V::kLanes) {
-    const V row_max = V::load(panel.row_max + i);
-    V sum = zero;
-    if (tile.partial == nullptr && tile.s != tile.weights) {
-      for (int k = 0; k < tile.keys; ++k) {
-        const V weight = exp.unchecked(V::load(tile.s + k * lanes + i) - row_max);
-        weight.store(tile.weights + k * lanes + i);
-        sum = sum + weight;
-      }
-      const V in_range = V::select_lt(sum, most, sum, V::set1(Real{-1}));  // and no NaN
-      if (!V::any_lt(in_range, zero)) {
-        (V::load(panel.row_sum + i) + sum).store(panel.row_sum + i);
-        continue;
-      }
-    }
+  const bool may_be_right = tile.partial == nullptr && tile.s != tile.weights;
+  for (int i = 0; i < panel.lanes; i += kLanes) {
+    if (may_be_right && weigh_at_once<Isa, Real>(panel, tile, i, exp)) continue;
     raise_and_weigh<Isa, Real>(panel, tile, i, head_dim_v, exponent);
+    if (tile.packed.data == nullptr) continue;
+    MatrixUnit<Isa, Real>::pack_right({tile.weights + i, panel.lanes, tile.keys, kLanes},
+                                      columns_from(tile.packed, i));
   }
 }
 

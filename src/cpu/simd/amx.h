@@ -84,8 +84,16 @@ struct MatrixUnit<Amx, float> {
     }
   }
 
+  // Rows k and k + 1 of a right operand, sixteen columns from `column` on.
+  static void store_right(V first, V second, const Parts& dst, int64_t column, int64_t k) {
+    store_parts<true>(first.v, second.v, dst, column * dst.ld + kTile * k);
+  }
+
   // src, its columns a multiple of 16, as a right operand. Marks columns of src or rows.
   enum class Mark { kColumns, kRows };
+  static void pack_right(const PackSource<float>& src, const Parts& dst) {
+    pack_right(src, Mark::kColumns, dst);
+  }
   static void pack_right(const PackSource<float>& src, Mark marked, const Parts& dst) {
     const bool by_column = marked == Mark::kColumns;
     clear_marks(dst, by_column ? src.columns : src.rows);
