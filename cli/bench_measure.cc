@@ -32,6 +32,7 @@ struct Subject {
 constexpr size_t kMinRuns = 3;
 constexpr size_t kMaxRuns = 100'000;
 constexpr int kPeakRuns = 3;  // a millisecond each
+constexpr std::chrono::milliseconds kPeakInterval{50};
 
 bool enough(const Subject& subject, double min_time_s) {
   const size_t runs = subject.seconds.size();
@@ -125,7 +126,8 @@ Timing summarize(Subject& subject) {
           .runs = static_cast<int>(seconds.size())};
 }
 
-// Returns the peaks, one per round: the clock moves, and a run's peak is that of its moment.
+// Returns the peaks, one for every round or few: the clock moves, and a run's peak is that of its
+// moment.
 std::vector<double> time_subjects(const CallTensors& call, std::vector<Subject>& subjects,
                                   ExecutionContext context, double min_time_s,
                                   const CaseShare& share) {
@@ -142,11 +144,15 @@ std::vector<double> time_subjects(const CallTensors& call, std::vector<Subject>&
     progress.end_run();
   }
   std::vector<double> peaks;
+  auto next_peak = std::chrono::steady_clock::now();
   for (bool done = false; !done;) {
     done = true;
     double runs_left = per_round * rounds_left(subjects, min_time_s);
-    peaks.push_back(cpu::measure_peak_gflops(subjects[0].plan.isa, call.inputs.q.dtype,
-                                             context.num_threads, kPeakRuns));
+    if (std::chrono::steady_clock::now() >= next_peak) {
+      peaks.push_back(cpu::measure_peak_gflops(subjects[0].plan.isa, call.inputs.q.dtype,
+                                               context.num_threads, kPeakRuns));
+      next_peak = std::chrono::steady_clock::now() + kPeakInterval;
+    }
     for (Subject& subject : subjects) {
       progress.begin_run(runs_left--);
       subject.add(run_once(call, subject, context, backward));

@@ -21,7 +21,8 @@ function(add_cpu_isa name)
   attentile_target(${target})
   target_include_directories(${target} PRIVATE include src "${CMAKE_CURRENT_BINARY_DIR}/include")
   # Kernels are optimised in every build type, or tests of a Debug build would take hours.
-  target_compile_options(${target} PRIVATE ${ARGN} $<$<NOT:$<CONFIG:Release>>:-O2>)
+  # Kernels throw nothing; without handlers they need no symbol of the C++ runtime.
+  target_compile_options(${target} PRIVATE ${ARGN} -fno-exceptions $<$<NOT:$<CONFIG:Release>>:-O2>)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     # g++ 12 takes the undefined operands of its own AVX-512 intrinsics for a mistake.
     # And its basic-block vectoriser loads the next row of a tile on the last step, past the end of

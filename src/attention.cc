@@ -101,6 +101,11 @@ void add_notes(const Problem& problem, const cpu::CpuPlan& cpu_plan, Plan& plan)
   }
   for (Isa isa : cpu::isa_priority()) {
     if (isa == plan.isa) break;
+    const bool left_out = isa == Isa::kAmx && problem.isa == Isa::kAuto && cpu::cpu_supports(isa);
+    if (left_out) {
+      note("amx does not run: the matrix unit is for float16 and bfloat16");
+      continue;
+    }
     const char* why = cpu::find_kernels(isa, cpu::is_wide(problem)) == nullptr
                           ? "this build has no kernels for it"
                           : (cpu::cpu_supports(isa) ? "another instruction set was asked for"

@@ -49,7 +49,9 @@ inline bool add_dq(Worker<Isa, Real>& w, const Tile& t, int64_t block, bool touc
   const int64_t bytes = p.head_dim * t.rows * static_cast<int64_t>(sizeof(Real));
   using V = Vec<Isa, Real>;
   const bool last = block + 1 == blocks.end;
-  if (!kernel_wait_for_turn(turn, my_turn, w.progress, w.id)) return false;
+  const bool mine = kernel_wait_for_turn(turn, my_turn, w.progress, w.id);
+  w.restore_unit();
+  if (!mine) return false;
   for (int i = 0; r.sums != nullptr && i < t.rows; ++i) {
     Real* cell = row_cell(w, t, t.q0 + i);
     cell[3 * plan.row_stride] += r.sums[i];
@@ -110,6 +112,7 @@ inline void load_block_keys(Worker<Isa, Real>& w, const Tile& head, KeyRange key
   if constexpr (MatrixUnit<Isa, Real>::kPresent) {
     if (!packed) return;
     pack_keys(w, keys.end - keys.begin, r);
+    pack_values(w, keys.end - keys.begin, r);
     MatrixUnit<Isa, Real>::pack_left_transposed(
         {r.k, w.plan.padded_dim, static_cast<int>(keys.end - keys.begin),
          static_cast<int>(p.head_dim)},

@@ -55,7 +55,7 @@ inline void refine_lse(Worker<Isa, Real>& w, Tile t, bool all, const BackwardScr
   reset_panel<Isa, Real>(panel, 0);
   load_queries<Isa, Real>(w, {p.q, *t.s, t.h, t.q0, t.rows, dim, w.plan.padded_dim}, r.q);
   transpose_to_lanes<Isa, Real>(r.q, w.plan.padded_dim, t.rows, dim, t.lanes, r.q_t);
-  pack_panel(w, t.lanes, r);
+  pack_queries(w, t.lanes, r);
   const KeyRange range = t.s->band.keys(t.q0, t.q0 + t.rows);
   for (int64_t j = range.begin; j < range.end;) {
     const KeyRange keys = {j, min64(next_key_tile<Isa>(p, w.plan.step_n, j), range.end)};
@@ -111,6 +111,7 @@ inline void refine_delta(Worker<Isa, Real>& w, Tile t, const BackwardScratch<Rea
         w, {p.v, *t.s, t.b, kv_head, tile, static_cast<int>(p.head_dim_v), w.plan.padded_dim_v},
         r.v);
     pack_keys(w, t.keys, r);
+    pack_values(w, t.keys, r);
     recompute_weights<Isa, Real>(w, t, scale, 0, r);
     dp_tile<Isa, Real>(w, t, dp_operands<Isa, Real>(w, r, 0), r.extra, r.ds);
     for (int k = 0; k < t.keys; ++k) {

@@ -132,30 +132,34 @@ inline void shift_row(bool weightless, Real lse, Real rest, const BackwardScratc
   }
 }
 
-// Packs the first `keys` rows of r.k and r.v for the scores.
+// Packs what the scores take: the first `keys` rows of r.k, and q of a panel.
 template <class Isa, class Real>
 inline void pack_keys(const Worker<Isa, Real>& w, int64_t keys, const BackwardScratch<Real>& r) {
-  if constexpr (MatrixUnit<Isa, Real>::kPresent) {
-    if (r.k_rows.data == nullptr) return;
-    const int rows = static_cast<int>(keys);
-    const int dim = static_cast<int>(w.problem.head_dim);
-    const int dim_v = static_cast<int>(w.problem.head_dim_v);
-    MatrixUnit<Isa, Real>::pack_left({r.k, w.plan.padded_dim, rows, dim}, r.k_rows);
-    MatrixUnit<Isa, Real>::pack_left({r.v, w.plan.padded_dim_v, rows, dim_v}, r.v_rows);
-  }
+  if (r.k_rows.data == nullptr) return;
+  MatrixUnit<Isa, Real>::pack_left(
+      {r.k, w.plan.padded_dim, static_cast<int>(keys), static_cast<int>(w.problem.head_dim)},
+      r.k_rows);
+}
+template <class Isa, class Real>
+inline void pack_queries(const Worker<Isa, Real>& w, int lanes, const BackwardScratch<Real>& r) {
+  if (r.q_lanes.data == nullptr) return;
+  const int dim = static_cast<int>(w.problem.head_dim);
+  MatrixUnit<Isa, Real>::pack_right({r.q_t, lanes, dim, lanes}, r.q_lanes);
 }
 
-// Packs q and dout of a panel for the scores.
+// The same for dP.
 template <class Isa, class Real>
-inline void pack_panel(const Worker<Isa, Real>& w, int lanes, const BackwardScratch<Real>& r) {
-  if constexpr (MatrixUnit<Isa, Real>::kPresent) {
-    using Unit = MatrixUnit<Isa, Real>;
-    if (r.q_lanes.data == nullptr) return;
-    const int dim = static_cast<int>(w.problem.head_dim);
-    const int dim_v = static_cast<int>(w.problem.head_dim_v);
-    Unit::pack_right({r.q_t, lanes, dim, lanes}, r.q_lanes);
-    Unit::pack_right({r.dout_t, lanes, dim_v, lanes}, r.dout_lanes);
-  }
+inline void pack_values(const Worker<Isa, Real>& w, int64_t keys, const BackwardScratch<Real>& r) {
+  if (r.v_rows.data == nullptr) return;
+  MatrixUnit<Isa, Real>::pack_left(
+      {r.v, w.plan.padded_dim_v, static_cast<int>(keys), static_cast<int>(w.problem.head_dim_v)},
+      r.v_rows);
+}
+template <class Isa, class Real>
+inline void pack_dout(const Worker<Isa, Real>& w, int lanes, const BackwardScratch<Real>& r) {
+  if (r.dout_lanes.data == nullptr) return;
+  const int dim_v = static_cast<int>(w.problem.head_dim_v);
+  MatrixUnit<Isa, Real>::pack_right({r.dout_t, lanes, dim_v, lanes}, r.dout_lanes);
 }
 
 // The same for dK and dV.
@@ -183,7 +187,8 @@ inline void load_backward_panel(Worker<Isa, Real>& w, Tile& t, const BackwardScr
   load_queries<Isa, Real>(w, {p.dout, *t.s, t.h, t.q0, t.rows, dim_v, plan.padded_dim_v}, r.dout);
   transpose_to_lanes<Isa, Real>(r.q, plan.padded_dim, t.rows, dim, t.lanes, r.q_t);
   transpose_to_lanes<Isa, Real>(r.dout, plan.padded_dim_v, t.rows, dim_v, t.lanes, r.dout_t);
-  pack_panel(w, t.lanes, r);
+  pack_queries(w, t.lanes, r);
+  pack_dout(w, t.lanes, r);
   const Real* state = w.job.template array<Real>(plan.row_state) +
                       state_row<Real>(plan, w.job, p.num_heads_q, t.b, t.h, 0);
   // x - lse carries half a unit of lse (unless rest makes up for it), its product with

@@ -78,6 +78,7 @@ inline void add_bias_gradient(Worker<Isa, Real>& w, Tile t, const BiasBlock& blo
         w, {p.v, *t.s, t.b, kv_head, tile, static_cast<int>(p.head_dim_v), w.plan.padded_dim_v},
         r.v);
     pack_keys(w, t.keys, r);
+    pack_values(w, t.keys, r);
     recompute_weights<Isa, Real>(w, t, scale, 0, r);
     compute_ds<Isa, Real>(w, t, false, 0, r);
     for (int k = 0; k < t.keys; ++k) {

@@ -143,16 +143,6 @@ uint64_t enabled_register_state() {
   return (uint64_t{high} << 32) | low;
 }
 
-// Linux lets a process use tile registers only after it asked to.
-bool may_use_tiles() {
-#if defined(__linux__)
-  constexpr long kRequestPermission = 0x1023, kTileData = 18;
-  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-#else
-  return false;
-#endif
-}
-
 uint32_t find_isas() {
   uint32_t isas = isa_bit(Isa::kScalar);
   uint32_t a = 0, b = 0, c = 0, d = 0;
@@ -174,7 +164,7 @@ uint32_t find_isas() {
   constexpr uint32_t kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
   constexpr uint64_t kTiles = 0x60000;
   if ((d & kAmxBf16) == 0 || (d & kAmxTile) == 0 || (state & kTiles) != kTiles) return isas;
-  return may_use_tiles() ? isas | isa_bit(Isa::kAmx) : isas;
+  return isas | isa_bit(Isa::kAmx);
 }
 
 void find_model(char (&model)[64]) {
@@ -235,6 +225,23 @@ Override read_override() {
   const char* text = std::getenv(kOverrideName);
   if (text != nullptr) copy_clean(text, override_value.name);
   return override_value;
+}
+
+// Linux lets a process use tile registers only after it asked to, and from then on wants room for
+// them on alternate signal stacks: asked when they are about to be used.
+bool request_tiles() {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+Cached<bool> cached_tiles;
+
+bool may_run(Isa isa) {
+  return cpu_supports(isa) && (isa != Isa::kAmx || cached_tiles.get(request_tiles));
 }
 
 Cached<CpuInfo> cached_info;
@@ -311,12 +318,13 @@ bool parse_isa(const char* name, Isa* isa) {
   return false;
 }
 
-Result<Isa> resolve_isa(Isa requested, IsaList built_in) {
+Result<Isa> resolve_isa(Isa requested, IsaList built_in, Isa not_by_itself) {
   const Override override_value = cached_override.get(read_override);
-  return resolve_isa(requested, built_in, override_value.name);
+  return resolve_isa(requested, built_in, not_by_itself, override_value.name);
 }
 
-Result<Isa> resolve_isa(Isa requested, IsaList built_in, const char* override_name) {
+Result<Isa> resolve_isa(Isa requested, IsaList built_in, Isa not_by_itself,
+                        const char* override_name) {
   const char* argument = "isa";
   if (requested == Isa::kAuto && override_name[0] != '\0') {
     argument = kOverrideName;
@@ -331,7 +339,7 @@ Result<Isa> resolve_isa(Isa requested, IsaList built_in, const char* override_na
   }
   if (requested == Isa::kAuto) {
     for (const Isa isa : isa_priority()) {
-      if (contains(built_in, isa) && cpu_supports(isa)) return isa;
+      if (isa != not_by_itself && contains(built_in, isa) && may_run(isa)) return isa;
     }
     return make_status(StatusCode::kUnavailable,
                        "isa: none of this library's kernels runs on this machine");
@@ -344,7 +352,7 @@ Result<Isa> resolve_isa(Isa requested, IsaList built_in, const char* override_na
                   static_cast<int>(requested), static_cast<int>(Isa::kAmx));
     return make_status(StatusCode::kInvalidArgument, sentence);
   }
-  if (!contains(built_in, requested) || !cpu_supports(requested)) {
+  if (!contains(built_in, requested) || !may_run(requested)) {
     return refuse(argument, requested, built_in);
   }
   return requested;

@@ -47,11 +47,13 @@ bool parse_isa(const char* name, Isa* isa);
 
 // The instruction set that a call runs: `requested`, or for kAuto what the environment variable
 // ATTENTILE_CPU_ISA named when it was first needed, or the best there is. `built_in`: those that
-// have kernels, any order. kUnavailable: not built in, or not on this machine. kInvalidArgument: a
-// name or value that is no instruction set.
-Result<Isa> resolve_isa(Isa requested, IsaList built_in);
+// have kernels, any order. not_by_itself: one that kAuto does not take (kAuto: none). kUnavailable:
+// not built in, or not on this machine. kInvalidArgument: a name or value that is no instruction
+// set.
+Result<Isa> resolve_isa(Isa requested, IsaList built_in, Isa not_by_itself);
 
 // The same with the environment variable's value given; "" stands for unset.
-Result<Isa> resolve_isa(Isa requested, IsaList built_in, const char* override_name);
+Result<Isa> resolve_isa(Isa requested, IsaList built_in, Isa not_by_itself,
+                        const char* override_name);
 
 }  // namespace attentile::cpu

@@ -12,7 +12,8 @@ namespace attentile::cpu {
 // A packed operand, depth padded with zeros to ld, a multiple of 32.
 //   left   [parts][rows][ld]                   rows padded with zeros to a multiple of 16
 //   right  [parts][cols / 16][ld / 2][16][2]
-// hard: which source rows (or lanes) hold a value that has no such parts: NaN, infinity, subnormal.
+// hard: which source rows (or lanes) hold a value that has no such parts: NaN, infinity. Subnormal
+// numbers count as 0.
 struct Parts {
   uint16_t* data = nullptr;  // null: not packed
   int parts = 0;
@@ -40,6 +41,7 @@ struct MatrixUnit {
   static void end() {}
   template <class... Arguments>
   static void store_right(const Arguments&...) {}
+  static void pack_left(const PackSource<Real>&, const Parts&) {}
   static void pack_right(const PackSource<Real>&, const Parts&) {}
 };
 

@@ -61,7 +61,9 @@ template <class Isa, class Real>
   const WeightExp<Isa, Real> exp(exponent);
   const V nothing = V::set1(-std::numeric_limits<Real>::infinity());
   const V zero = V::set1(Real{0});
-  const V margin = V::set1(kRaiseThreshold<Real> / exponent.hi);
+  // A little more than weigh_at_once() accepts, so that what one lane does depends on no other.
+  constexpr Real kSlack = sizeof(Real) == 4 ? Real{0.01} : Real{0};
+  const V margin = V::set1((kRaiseThreshold<Real> + kSlack) / exponent.hi);
   const int lanes = panel.lanes;
   const KeyRange seen =
       tile.partial != nullptr ? keys_seen<Isa, Real>(*tile.partial, i) : KeyRange{0, tile.keys};

@@ -71,10 +71,13 @@ Totals add_sequences(const Problem& p, const CpuPlan& plan) {
 }
 
 // Parts of the matrix unit's operands (matrix_unit.h), 0 where it is not used. float32 would take
-// three parts and six products, which is slower than multiply-adds (docs/kernels/amx.md).
+// three parts and six products, which is slower than multiply-adds (decision 8). A sink may leave
+// weights that are all subnormal, which the unit takes for 0 and bfloat16 results would show; both
+// passes multiply alike, since the backward pass recomputes the weights of the forward pass.
 int choose_parts(const Problem& p, const Machine& machine) {
   if (machine.isa != Isa::kAmx || p.algorithm != Algorithm::kFlash2) return 0;
-  return p.dtype == DType::kBFloat16 ? 1 : (p.dtype == DType::kFloat16 ? 2 : 0);
+  if (p.dtype == DType::kFloat16) return 2;
+  return p.dtype == DType::kBFloat16 && !p.sink.present ? 1 : 0;
 }
 
 void choose_tiles(const Problem& p, const Machine& machine, CpuPlan& plan) {

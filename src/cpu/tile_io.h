@@ -59,7 +59,15 @@ struct Worker {
   }
   void count_read(int64_t bytes) { traffic.bytes_read += bytes; }
   void count_written(int64_t bytes) { traffic.bytes_written += bytes; }
-  bool keep_going() { return kernel_keep_going(progress, id); }
+  bool keep_going() {
+    const bool going = kernel_keep_going(progress, id);
+    restore_unit();
+    return going;
+  }
+  // Whoever was called back may have used the matrix unit for something else. No tile is live then.
+  void restore_unit() {
+    if (plan.parts > 0) MatrixUnit<Isa, Real>::begin();
+  }
 };
 
 template <class Isa, class Real>

@@ -126,28 +126,28 @@ TEST(ResolveIsa, TakesTheBestThatIsBuiltIn) {
   std::vector<Isa> built = supported();
   std::reverse(built.begin(), built.end());  // the order does not matter
   while (!built.empty()) {
-    const Result<Isa> isa = resolve_isa(Isa::kAuto, list(built), "");
+    const Result<Isa> isa = resolve_isa(Isa::kAuto, list(built), Isa::kAuto, "");
     ASSERT_TRUE(isa.ok()) << isa.status().message();
     EXPECT_EQ(*isa, built.back());
     built.pop_back();
   }
-  const Result<Isa> none = resolve_isa(Isa::kAuto, {}, "");
+  const Result<Isa> none = resolve_isa(Isa::kAuto, {}, Isa::kAuto, "");
   EXPECT_EQ(none.status().code(), StatusCode::kUnavailable);
   EXPECT_EQ(none.status().message(), "isa: none of this library's kernels runs on this machine");
 }
 
 TEST(ResolveIsa, RequestBeatsOverrideBeatsMachine) {
   const std::vector<Isa> built = supported();
-  EXPECT_EQ(*resolve_isa(Isa::kAuto, list(built), "scalar"), Isa::kScalar);
-  EXPECT_EQ(*resolve_isa(Isa::kAuto, list(built), "auto"), best_isa());
-  EXPECT_EQ(*resolve_isa(best_isa(), list(built), "scalar"), best_isa());
-  EXPECT_EQ(*resolve_isa(Isa::kScalar, list(built), "nonsense"), Isa::kScalar);
+  EXPECT_EQ(*resolve_isa(Isa::kAuto, list(built), Isa::kAuto, "scalar"), Isa::kScalar);
+  EXPECT_EQ(*resolve_isa(Isa::kAuto, list(built), Isa::kAuto, "auto"), best_isa());
+  EXPECT_EQ(*resolve_isa(best_isa(), list(built), Isa::kAuto, "scalar"), best_isa());
+  EXPECT_EQ(*resolve_isa(Isa::kScalar, list(built), Isa::kAuto, "nonsense"), Isa::kScalar);
 }
 
 TEST(ResolveIsa, RefusesWithASentence) {
   const std::vector<Isa> scalar = {Isa::kScalar};
   const auto message = [&](Isa isa, const char* name, StatusCode code) {
-    const Result<Isa> result = resolve_isa(isa, list(scalar), name);
+    const Result<Isa> result = resolve_isa(isa, list(scalar), Isa::kAuto, name);
     EXPECT_FALSE(result.ok());
     EXPECT_EQ(result.status().code(), code);
     return result.status().message();
@@ -168,7 +168,7 @@ TEST(ResolveIsa, RefusesWithASentence) {
 
   const Isa foreign = cpu_supports(Isa::kNeon) ? Isa::kAvx2 : Isa::kNeon;
   const std::vector<Isa> both = {foreign, Isa::kScalar};
-  const Result<Isa> absent = resolve_isa(foreign, list(both), "");
+  const Result<Isa> absent = resolve_isa(foreign, list(both), Isa::kAuto, "");
   EXPECT_EQ(absent.status().code(), StatusCode::kUnavailable);
   EXPECT_EQ(absent.status().message(), std::string("isa: ") + to_string(foreign) +
                                            " does not run on this machine, which runs scalar");

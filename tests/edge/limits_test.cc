@@ -423,6 +423,33 @@ INSTANTIATE_TEST_SUITE_P(Edge, Scalars, ::testing::Range(0, static_cast<int>(std
                            return std::string(kScales[parameter.param].name);
                          });
 
+// A logit so far above a tile seen before that the remainder of its exponent is meaningless, and
+// makes the factor 2^f exactly 0.
+TEST(LargeLogit, AfterATileOfSmallOnes) {
+  Case c = base_case(DType::kFloat32);
+  c.softmax_scale = 1.0625;
+  c.fill = Fill::kPeaked;
+  c.seqlen_k = 130;
+  const Values values = with_logits(c, [](int64_t j) { return j == 70 ? 66962100.0 : 0.0; });
+  for_each_target([&](const Target& target) {
+    const Results r = run_call(c, values, target);
+    for (int64_t i = 0; i < r.lse.count(); ++i) ASSERT_NEAR(r.lse.get(i), 71147231.25, 16.0) << i;
+  });
+}
+
+TEST(Sink, OutweighsTheKeysOfBFloat16) {
+  for (double sink : {80.0, 88.0, 92.0}) {
+    SCOPED_TRACE(sink);
+    Case c = base_case(DType::kBFloat16);
+    c.sink = c.dsink = true;
+    Values values = make_values(c);
+    values.sink.fill(sink);
+    for_each_target([&](const Target& target) {
+      EXPECT_TRUE(accurate(c, values, run_call(c, values, target)));
+    });
+  }
+}
+
 TEST(Sink, FarAheadOrFarBehind) {
   for (double sink : {-3e38, -1e30, -1e4, 0.0, 88.0, 1e4, 1e30, 3e38, -kInfinity}) {
     SCOPED_TRACE(sink);

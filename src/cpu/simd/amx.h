@@ -118,8 +118,8 @@ struct MatrixUnit<Amx, float> {
 
   // Values that have no parts, in lanes.
   static __mmask16 hard_lanes(__m512 x) {
-    constexpr int kNan = 0x81, kInfinity = 0x18, kSubnormal = 0x20;
-    return _mm512_fpclass_ps_mask(x, kNan | kInfinity | kSubnormal);
+    constexpr int kNan = 0x81, kInfinity = 0x18;
+    return _mm512_fpclass_ps_mask(x, kNan | kInfinity);
   }
   static bool is_hard(V x) { return hard_lanes(x.v) != 0; }
   static V only_hard(V x) { return {_mm512_maskz_mov_ps(hard_lanes(x.v), x.v)}; }
@@ -145,8 +145,8 @@ struct MatrixUnit<Amx, float> {
     return hard != 0;
   }
 
-  // x rounded to bfloat16 (half away from zero), so that x less it is exact. Some NaN become 0:
-  // what is left is NaN then.
+  // x rounded to bfloat16 (half away from zero), so that x less it is exact. Some NaN become
+  // numbers: what is left is NaN then.
   static __m512 leading_part(__m512 x) {
     const __m512i bits = _mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(0x8000));
     return _mm512_castsi512_ps(

@@ -133,16 +133,17 @@ template <class Isa>
   requires(Isa::kWide512)
 struct WeightExp<Isa, float> {
   static constexpr PowersOfTwo<Isa> kPowers{};
-  __m512 c, tail, low, high, least;
+  __m512 c, tail, low, high, least, most;
 
   explicit WeightExp(Exponent<float> exponent)
       : c(_mm512_set1_ps(exponent.hi)),
         tail(_mm512_set1_ps(exponent.lo)),
         low(_mm512_load_ps(kPowers.value)),
         high(_mm512_load_ps(kPowers.value + 16)),
-        least(_mm512_set1_ps(-150.0f / exponent.hi)) {}
+        least(_mm512_set1_ps(-150.01f / exponent.hi)),
+        most(_mm512_set1_ps(120.0f / exponent.hi)) {}
 
-  // 0 below 2^-150: to round a result to 0 would cost a hundred times as much.
+  // 0 where the result would be rounded to 0: to let it be would cost a hundred times as much.
   Vec<Isa, float> operator()(Vec<Isa, float> t) const {
     const __mmask16 normal = _mm512_cmp_ps_mask(t.v, least, _CMP_NLT_UQ);
     __m512 n;
@@ -151,7 +152,7 @@ struct WeightExp<Isa, float> {
   }
   Vec<Isa, float> unchecked(Vec<Isa, float> t) const {
     __m512 n;
-    const __m512 power = parts(t.v, &n);
+    const __m512 power = parts(_mm512_min_ps(most, t.v), &n);  // NaN stays NaN
     return {_mm512_scalef_ps(power, n)};
   }
 

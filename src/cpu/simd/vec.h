@@ -92,8 +92,8 @@ struct WeightExp {
 
   explicit WeightExp(Exponent<Real> exponent) : c(exponent) {}
   Vec<Isa, Real> operator()(Vec<Isa, Real> t) const { return exp2<Isa>(t, c); }
-  // For t c > 0 too. May be an infinity or NaN, or a number above 2^100, where t c is beyond 2^17
-  // or -2^17; and is for infinities.
+  // The same, and for t c > 0 too, where it may be any number above 2^100. May be an infinity or
+  // NaN where t c is below -2^17.
   Vec<Isa, Real> unchecked(Vec<Isa, Real> t) const {
     using V = Vec<Isa, Real>;
     return exp2<Isa>(V::min(V::set1(Real{120} / c.hi), t), c);
