@@ -103,7 +103,7 @@ void add_notes(const Problem& problem, const cpu::CpuPlan& cpu_plan, Plan& plan)
     if (isa == plan.isa) break;
     const bool left_out = isa == Isa::kAmx && problem.isa == Isa::kAuto && cpu::cpu_supports(isa);
     if (left_out) {
-      note("amx does not run: the matrix unit is for float16 and bfloat16");
+      note("amx does not run: it is to be asked for by name");
       continue;
     }
     const char* why = cpu::find_kernels(isa, cpu::is_wide(problem)) == nullptr

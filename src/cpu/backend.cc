@@ -126,8 +126,9 @@ Result<Isa> plan_isa(const Problem& problem) {
   const KernelTable table = kernel_table(is_wide(problem));
   Isa built_in[16];
   for (int n = 0; n < table.count; ++n) built_in[n] = table.sets[n]->isa;
-  const bool for_unit = size_of(problem.dtype) == 2;
-  return resolve_isa(problem.isa, {built_in, table.count}, for_unit ? Isa::kAuto : Isa::kAmx);
+  // flash1 and standard do not use the matrix unit: where flash2 did unasked, a ratio of the two
+  // would not be that of the algorithms.
+  return resolve_isa(problem.isa, {built_in, table.count}, Isa::kAmx);
 }
 
 Result<CpuPlan> plan_call(const Problem& problem, const ExecutionContext& context) {

@@ -80,7 +80,7 @@ struct CpuPlan {
   int panel_lanes_max = 0;
   int panel_rows_fixed = 0;      // flash1: B_r; 0: by the sequence's length, see panel_rows()
   int padded_dim = 0;            // head_dim and head_dim_v rounded up to the lanes
-  int64_t rows_buffer_size = 0;  // values: [panel rows][head_dim], or factors and one row
+  int64_t rows_buffer_size = 0;  // values: [panel rows][head_dim], or one per lane
   int padded_dim_v = 0;
   int64_t fast_memory_bytes = 0;
 

@@ -41,7 +41,7 @@ double run_once(double (*run)(int64_t), int64_t steps, int threads) {
 double measure_peak_gflops(Isa isa, DType dtype, int threads, int runs) {
   const KernelSet* kernels = find_kernels(isa, dtype == DType::kFloat64);
   if (kernels == nullptr || !cpu_supports(isa) || threads < 1 || runs < 1) return 0.0;
-  constexpr int64_t kSteps = 40'000;  // about 70 us a task at 16 accumulators and 4 GHz
+  constexpr int64_t kSteps = 40'000;  // about 100 us a task at 24 accumulators and 4 GHz
   std::vector<double> gflops(static_cast<size_t>(runs));
   run_once(kernels->peak_probe, kSteps, threads);  // wakes the threads and the clock
   for (double& result : gflops) result = run_once(kernels->peak_probe, kSteps, threads);
