@@ -80,6 +80,11 @@ void add_notes(const Problem& problem, const cpu::CpuPlan& cpu_plan, Plan& plan)
   } else if (plan.backward) {
     note("tile_m = one panel of " + std::to_string(panel) + " queries in " + lanes +
          ", which meets the " + std::to_string(cpu_plan.tile_keys) + " keys of a task");
+  } else if (cpu_plan.decodes(problem.max_seqlen_q)) {
+    const int64_t piece = cpu::CpuPlan::piece_size(problem.max_seqlen_k);
+    note("tile_m = the sequence's few queries, for all " + std::to_string(problem.group_size) +
+         " query heads of a KV head at once; the keys are split into pieces of " +
+         std::to_string(piece));
   } else {
     const int64_t panels = plan.tile_m / panel;
     note("tile_m = " + std::to_string(panels) + (panels == 1 ? " panel of " : " panels of ") +
@@ -156,12 +161,14 @@ Result<Plan> make_public_plan(const Result<Problem>& problem, const ExecutionCon
   if (!cpu_plan.ok()) return cpu_plan.status();
   plan.isa = cpu_plan->isa;
   plan.threads = cpu_plan->workers;
-  plan.tile_n = cpu_plan->tile_n;
+  const bool decodes = cpu_plan->decodes(problem->max_seqlen_q);
+  plan.tile_n = decodes ? cpu::kDecodeKeys : cpu_plan->tile_n;
   // A sequence shorter than the widest panel is one panel.
   const int panel = cpu_plan->panel_rows(problem->max_seqlen_q);
   const bool one_panel =
       plan.algorithm == Algorithm::kFlash1 || plan.backward || panel < cpu_plan->panel_rows_max;
   plan.tile_m = one_panel ? panel : cpu_plan->tile_m;
+  if (decodes) plan.tile_m = problem->max_seqlen_q;
   for (int n = 0; n < cpu_plan->num_phases; ++n) plan.num_tasks += cpu_plan->phases[n].num_tasks;
   plan.workspace_bytes = cpu_plan->workspace_bytes;
   add_notes(*problem, *cpu_plan, plan);

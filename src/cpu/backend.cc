@@ -30,8 +30,8 @@ void prepare_workspace(const KernelJob& job) {
     const Sequence s = p.sequence(b);
     const int rows = plan.panel_rows(s.seqlen_q);
     const int64_t padded = ceil_div(s.seqlen_q, rows) * plan.panel_lanes(rows);
-    query_blocks[b + 1] = query_blocks[b] + ceil_div(s.seqlen_q, plan.tile_m);
-    key_blocks[b + 1] = key_blocks[b] + ceil_div(s.seqlen_k_given, plan.tile_keys);
+    query_blocks[b + 1] = query_blocks[b] + count_query_blocks(plan, s);
+    key_blocks[b + 1] = key_blocks[b] + count_key_blocks(plan, s);
     padded_rows[b + 1] = padded_rows[b] + padded;
     score_offsets[b + 1] = score_offsets[b] + (has_scores ? padded * s.seqlen_k : 0);
   }
@@ -112,6 +112,10 @@ bool kernel_wait_for_turn(std::atomic<int32_t>& counter, int32_t turn, Progress&
 
 void kernel_pass_turn(std::atomic<int32_t>& counter, int32_t turn) {
   pass_turn(counter, turn);
+}
+
+int32_t kernel_count_finished(std::atomic<int32_t>& counter) {
+  return counter.fetch_add(1, std::memory_order_acq_rel) + 1;
 }
 
 void kernel_store_row(const float* src, void* dst, DType dtype, int64_t stride, int count) {

@@ -69,7 +69,7 @@ inline void refine_lse(Worker<Isa, Real>& w, Tile t, bool all, const BackwardScr
                          r.k);
     pack_keys(w, t.keys, r);
     tile_logits<Isa, Real>(w, t, tile_class == TileClass::kPartial, scale,
-                           score_tile<Isa, Real>(w, r, 0));
+                           score_tile<Isa, Real>(w, t, r, 0));
     online_softmax<Isa, Real>(panel, {r.p, r.p, t.keys, nullptr}, 0, scale.exponent);
   }
   RowEnd rows[kMaxPanelLanes];

@@ -85,8 +85,9 @@ inline BackwardScratch<Real> take_backward_scratch(Worker<Isa, Real>& w, int lan
 
 // The score arithmetic's share of the scratch, for keys from row key_row on.
 template <class Isa, class Real>
-inline ScoreTile<Real> score_tile(const Worker<Isa, Real>& w, const BackwardScratch<Real>& r,
-                                  int64_t key_row) {
+inline ScoreTile<Real> score_tile(const Worker<Isa, Real>& w, const Tile& t,
+                                  const BackwardScratch<Real>& r, int64_t key_row) {
+  const bool few = t.s->seqlen_q <= w.plan.few_queries;
   return {.k = r.k + key_row * w.plan.padded_dim,
           .k_ld = w.plan.padded_dim,
           .q_t = r.q_t,
@@ -95,6 +96,7 @@ inline ScoreTile<Real> score_tile(const Worker<Isa, Real>& w, const BackwardScra
           .extra = r.extra,
           .lane = r.lane,
           .cap = r.cap,
+          .q_rows = few ? r.q : nullptr,
           .k_parts = rows_from(r.k_rows, key_row),
           .q_parts = r.q_lanes};
 }
@@ -221,7 +223,7 @@ inline TileClass recompute_weights(Worker<Isa, Real>& w, const Tile& t,
   if (tile_class == TileClass::kHidden) return tile_class;
   if (t.dead) tile_class = TileClass::kPartial;
   const bool partial = tile_class == TileClass::kPartial;
-  tile_logits<Isa, Real>(w, t, partial, scale, score_tile<Isa, Real>(w, r, key_row));
+  tile_logits<Isa, Real>(w, t, partial, scale, score_tile<Isa, Real>(w, t, r, key_row));
   const V zero = V::set1(Real{0});
   const ShiftedExp<Isa, Real> exp(scale.exponent);
   for (int i = 0; i < t.lanes; i += V::kLanes) {

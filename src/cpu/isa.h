@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cpu/bias_gradient.h"
+#include "cpu/decode.h"
 #include "cpu/standard_backward.h"
 
 namespace attentile::cpu {
@@ -32,6 +33,7 @@ constexpr KernelSet make_kernel_set() {
   set.isa = Isa::kIsa;
   set.lanes = Vec<Isa, Real>::kLanes;
   set.run[kFlash2Forward] = &flash2_forward_task<Isa, Real>;
+  if constexpr (sizeof(Real) == 4) set.run[kFlash2Decode] = &flash2_decode_task<Isa>;
   set.run[kFlash1Forward] = &flash1_forward_task<Isa, Real>;
   set.run[kStandardScores] = &standard_scores_task<Isa, Real>;
   set.run[kStandardSoftmax] = &standard_softmax_task<Isa, Real>;

@@ -16,6 +16,7 @@ namespace attentile::cpu {
 // The kernels of an instruction set and accumulation type. Each is a TaskFunction over a KernelJob.
 enum KernelId : int {
   kFlash2Forward,    // task: (batch, head, block of tile_m queries)
+  kFlash2Decode,     // task: (batch, KV head, piece of the keys); sequences of few queries
   kFlash1Forward,    // task: (batch, head)
   kStandardScores,   // task: as flash2; writes S
   kStandardSoftmax,  // task: as flash2; S becomes P, writes lse
@@ -48,6 +49,14 @@ const KernelSet* find_kernels(Isa isa, bool wide);  // null: not built in
 
 // Keys of a tile of scores: it and the keys of head_dim 64 share a 32 KiB L1. docs/kernels/cpu.md.
 inline constexpr int64_t kStepKeys = 64;
+// Longest sequence of queries that flash2_decode_task takes, and the keys of one of its pieces for
+// a sequence of up to kShortCache keys, and beyond.
+inline constexpr int kDecodeQueries = 8;
+inline constexpr int kDecodeKeys = 64;   // that its rows meet at once; docs/kernels/decode.md
+inline constexpr int kDecodeAhead = 32;  // and that are asked for before they are used
+inline constexpr int64_t kShortCache = 16384;
+inline constexpr int64_t kShortPiece = 512;
+inline constexpr int64_t kLongPiece = 2048;
 inline constexpr int kMaxPanels = 16;       // of a forward task
 inline constexpr int kMaxPanelLanes = 512;  // flash1: B_r <= head_dim, rounded up to the lanes
 
@@ -83,6 +92,8 @@ struct CpuPlan {
   int64_t rows_buffer_size = 0;  // values: [panel rows][head_dim], or one per lane
   int padded_dim_v = 0;
   int64_t fast_memory_bytes = 0;
+  int few_queries = 0;      // sequences of up to so many are multiplied by dot_products.h
+  int64_t decode_rows = 0;  // of all query heads of a KV head at most; 0: no sequence is decoded
 
   int num_phases = 0;
   Phase phases[6];
@@ -92,10 +103,12 @@ struct CpuPlan {
   // [arrays][row_stride]. Backward: lse, delta, rest of lse, with sum_rows also sum P dP and sum P.
   // flash1: m, l. standard: what out is divided by, 1 or, for dead rows, infinity.
   Slice row_state;
-  Slice tile_state;        // O (flash1) or dQ (backward), transposed panels: [padded rows][dim]
+  Slice tile_state;        // O (flash1) or dQ (backward), transposed panels: [padded rows][dim];
+                           // decode: O, l and m of every piece
   Slice scores;            // standard: S or P, transposed panels, float32 or float64
   Slice gradients;         // standard backward: dS, likewise
-  Slice turns;             // int32 per panel: whose turn it is to add into dq
+  Slice turns;             // int32 per panel: whose turn it is to add into dq;
+                           // decode: per KV head, how many of its pieces are done
   int64_t row_stride = 0;  // padded rows of all heads
   int64_t shared_bytes = 0;
   int64_t scratch_bytes = 0;  // of one worker
@@ -107,6 +120,28 @@ struct CpuPlan {
     int rows = lanes;
     while (rows < seqlen_q && rows < panel_rows_max) rows *= 2;
     return rows;
+  }
+  // Pieces of the keys for a sequence of few queries, counted from the first that it sees. One at
+  // least, so that rows that see nothing are written too.
+  [[gnu::always_inline]] bool decodes(int64_t seqlen_q) const {
+    return decode_rows > 0 && seqlen_q > 0 && seqlen_q <= few_queries;
+  }
+  [[gnu::always_inline]] static int64_t piece_size(int64_t seqlen_k) {
+    return seqlen_k <= kShortCache ? kShortPiece : kLongPiece;
+  }
+  [[gnu::always_inline]] int64_t decode_pieces(const Sequence& s) const {
+    const KeyRange seen = s.band.keys(0, s.seqlen_q);
+    const int64_t size = piece_size(s.seqlen_k);
+    return max64(1, ceil_div(seen.end, size) - seen.begin / size);
+  }
+  [[gnu::always_inline]] KeyRange decode_piece(const Sequence& s, int64_t n) const {
+    const KeyRange seen = s.band.keys(0, s.seqlen_q);
+    const int64_t size = piece_size(s.seqlen_k);
+    const int64_t begin = (seen.begin / size + n) * size;
+    return {max64(begin, seen.begin), min64(begin + size, seen.end)};
+  }
+  [[gnu::always_inline]] int64_t decode_state_size() const {
+    return decode_rows * (padded_dim_v + lanes) + round_up(decode_rows, 16);
   }
   // The matrix unit writes whole tiles.
   [[gnu::always_inline]] int spare_rows() const { return parts > 0 ? 16 : 0; }
@@ -147,6 +182,7 @@ void kernel_progress(Progress& progress, double units);
 bool kernel_wait_for_turn(std::atomic<int32_t>& counter, int32_t turn, Progress& progress,
                           int worker);
 void kernel_pass_turn(std::atomic<int32_t>& counter, int32_t turn);
+int32_t kernel_count_finished(std::atomic<int32_t>& counter);  // this one included
 // dst[i * dst_stride] = src[i] rounded to dtype, dst_stride in elements.
 void kernel_store_row(const float* src, void* dst, DType dtype, int64_t dst_stride, int count);
 void kernel_store_row(const double* src, void* dst, DType dtype, int64_t dst_stride, int count);

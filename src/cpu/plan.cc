@@ -60,10 +60,8 @@ Totals add_sequences(const Problem& p, const CpuPlan& plan) {
     const Sequence s = p.sequence(b);
     const int64_t times = uniform ? p.batch : 1;
     const int64_t padded = padded_rows(plan, s.seqlen_q);
-    totals.query_blocks =
-        sum(totals.query_blocks, product(ceil_div(s.seqlen_q, plan.tile_m), times));
-    totals.key_blocks =
-        sum(totals.key_blocks, product(ceil_div(s.seqlen_k_given, plan.tile_keys), times));
+    totals.query_blocks = sum(totals.query_blocks, product(count_query_blocks(plan, s), times));
+    totals.key_blocks = sum(totals.key_blocks, product(count_key_blocks(plan, s), times));
     totals.padded_rows = sum(totals.padded_rows, product(padded, times));
     totals.scores = sum(totals.scores, product(product(padded, s.seqlen_k), times));
   }
@@ -78,6 +76,13 @@ int choose_parts(const Problem& p, const Machine& machine) {
   if (machine.isa != Isa::kAmx || p.algorithm != Algorithm::kFlash2) return 0;
   if (p.dtype == DType::kFloat16) return 2;
   return p.dtype == DType::kBFloat16 && !p.sink.present ? 1 : 0;
+}
+
+// Few queries do not fill the lanes. Dropout and block patterns are drawn for whole panels only,
+// and float64 is for exactness. The backward pass has to find the scores of the forward pass.
+int choose_few_queries(const Problem& p) {
+  if (is_wide(p) || p.algorithm != Algorithm::kFlash2) return 0;
+  return p.dropout.enabled || p.block_mask.present ? 0 : kDecodeQueries;
 }
 
 void choose_tiles(const Problem& p, const Machine& machine, CpuPlan& plan) {
@@ -117,6 +122,10 @@ void choose_tiles(const Problem& p, const Machine& machine, CpuPlan& plan) {
     }
     plan.tile_m = panels * plan.panel_rows_max;
   }
+  plan.few_queries = choose_few_queries(p);
+  if (plan.few_queries > 0 && !p.backward) {
+    plan.decode_rows = product(p.group_size, min64(p.max_seqlen_q, plan.few_queries));
+  }
   plan.step_n = min64(plan.tile_n, kStepKeys);
   plan.panel_lanes_max = plan.panel_lanes(plan.panel_rows_max);
   plan.rows_buffer_size = max64(plan.panel_rows_max * max64(p.head_dim, p.head_dim_v),
@@ -149,7 +158,12 @@ int64_t forward_scratch(const Problem& p, const CpuPlan& plan) {
     size.take(product(p.max_seqlen_k, lanes));
     size.take(3 * lanes);
   }
-  return size.bytes;
+  Sizer decode{kAlignment, 4};
+  decode.take(product(plan.decode_rows, plan.padded_dim));
+  decode.take(product(plan.decode_rows, kDecodeKeys), 2);
+  decode.take(kDecodeKeys);
+  decode.take(kDecodeKeys * int64_t{plan.padded_dim + plan.padded_dim_v});
+  return max64(size.bytes, plan.decode_rows > 0 ? decode.bytes : 0);
 }
 
 void take_backward_parts(const Problem& p, const CpuPlan& plan, Sizer& size) {
@@ -214,7 +228,8 @@ void list_phases(const Problem& p, const Totals& totals, CpuPlan& plan) {
     } else if (flash1) {
       add_phase(plan, kFlash1Forward, product(p.batch, p.num_heads_q));
     } else {
-      add_phase(plan, kFlash2Forward, query_tasks);
+      if (query_tasks > 0) add_phase(plan, kFlash2Forward, query_tasks);
+      if (plan.decode_rows > 0 && key_tasks > 0) add_phase(plan, kFlash2Decode, key_tasks);
     }
     return;
   }
@@ -259,6 +274,11 @@ void lay_out_workspace(const Problem& p, const Totals& totals, CpuPlan& plan) {
       plan.backward ? (plan.sum_rows ? 5 : 3) : (flash1_forward ? 2 : (standard ? 1 : 0));
   place(plan.row_state, product(rows, row_arrays * value_bytes));
   if (flash1_forward) place(plan.tile_state, product(rows, p.head_dim_v * value_bytes));
+  if (plan.decode_rows > 0) {
+    const int64_t tasks = product(totals.key_blocks, p.num_heads_kv);
+    place(plan.tile_state, product(tasks, product(plan.decode_state_size(), sizeof(float))));
+    place(plan.turns, product(product(p.batch, p.num_heads_kv), sizeof(int32_t)));
+  }
   if (plan.backward && !standard) {
     place(plan.tile_state, product(rows, p.head_dim * value_bytes));
     place(plan.turns, product(rows / plan.lanes, sizeof(int32_t)));
@@ -273,6 +293,15 @@ void lay_out_workspace(const Problem& p, const Totals& totals, CpuPlan& plan) {
 }
 
 }  // namespace
+
+int64_t count_query_blocks(const CpuPlan& plan, const Sequence& s) {
+  return plan.decodes(s.seqlen_q) ? 0 : ceil_div(s.seqlen_q, plan.tile_m);
+}
+
+int64_t count_key_blocks(const CpuPlan& plan, const Sequence& s) {
+  if (plan.decode_rows == 0) return ceil_div(s.seqlen_k_given, plan.tile_keys);
+  return plan.decodes(s.seqlen_q) ? plan.decode_pieces(s) : 0;
+}
 
 CpuPlan make_plan(const Problem& problem, const Machine& machine, int workers) {
   CpuPlan plan;

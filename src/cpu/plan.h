@@ -20,6 +20,10 @@ struct Machine {
 
 CpuPlan make_plan(const Problem& problem, const Machine& machine, int workers);
 
+// Tasks of one head of a sequence, by blocks of queries and by blocks (or pieces) of keys.
+int64_t count_query_blocks(const CpuPlan& plan, const Sequence& s);
+int64_t count_key_blocks(const CpuPlan& plan, const Sequence& s);
+
 // Whether this problem accumulates in double.
 inline bool is_wide(const Problem& problem) {
   return problem.dtype == DType::kFloat64;

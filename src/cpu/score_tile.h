@@ -7,6 +7,7 @@
 
 #include <limits>
 
+#include "cpu/dot_products.h"
 #include "cpu/packed_gemm.h"
 #include "cpu/tile_io.h"
 
@@ -233,13 +234,14 @@ template <class Real>
 struct ScoreTile {
   const Real* k = nullptr;  // [keys][k_ld]
   int64_t k_ld = 0;
-  const Real* q_t = nullptr;  // [head_dim][lanes]
-  Real* s = nullptr;          // [keys][lanes], the result
-  Real* hide = nullptr;       // [keys][lanes], filled if the tile is partial
-  Real* extra = nullptr;      // [keys][lanes]
-  Real* lane = nullptr;       // [2][lanes]
-  Real* cap = nullptr;        // [keys][lanes], receives tanh(S / softcap); may be null
-  Parts k_parts = {};         // of the keys
+  const Real* q_t = nullptr;     // [head_dim][lanes]
+  Real* s = nullptr;             // [keys][lanes], the result
+  Real* hide = nullptr;          // [keys][lanes], filled if the tile is partial
+  Real* extra = nullptr;         // [keys][lanes]
+  Real* lane = nullptr;          // [2][lanes]
+  Real* cap = nullptr;           // [keys][lanes], receives tanh(S / softcap); may be null
+  const Real* q_rows = nullptr;  // [rows][k_ld], for a sequence of few queries
+  Parts k_parts = {};            // of the keys
   Parts q_parts = {};
 };
 
@@ -309,15 +311,34 @@ inline void for_key_groups(const Tile& t, bool partial, F do_group) {
   if (last.begin < last.end) do_group(begin, t.keys - begin, last);
 }
 
-// The logits of a tile, -inf where hidden; with a folded scale its raw dot products.
+// S^T of few queries, 0 in lanes beyond rows. Keys and queries are padded with zeros to whole
+// vectors.
+template <class Isa>
+inline void dot_tile(const Tile& t, const ScoreTile<float>& tile) {
+  constexpr int kKeys = kDotSums<Isa>;
+  const float* key[kKeys];
+  float dots[kKeys];
+  fill_lanes<Isa, float>(tile.s, static_cast<int64_t>(t.keys) * t.lanes, 0.0f);
+  for (int k = 0; k < t.keys; k += kKeys) {
+    const int count = static_cast<int>(min64(kKeys, t.keys - k));
+    for (int n = 0; n < kKeys; ++n) key[n] = tile.k + (k + min64(n, count - 1)) * tile.k_ld;
+    for (int i = 0; i < t.rows; ++i) {
+      dot_products<Isa, float, 1>({tile.q_rows + i * tile.k_ld, 0, tile.k_ld}, key, dots);
+      for (int n = 0; n < count; ++n) tile.s[(k + n) * t.lanes + i] = dots[n];
+    }
+  }
+}
+
+// The products of a tile: S^T = K Q^T.
 template <class Isa, class Real>
-inline void tile_logits(Worker<Isa, Real>& w, const Tile& t, bool partial,
-                        const ScoreScale<Real>& scale, const ScoreTile<Real>& tile) {
-  using V = Vec<Isa, Real>;
-  const int count = t.keys * t.lanes;
+inline void multiply_tile(Worker<Isa, Real>& w, const Tile& t, bool partial,
+                          const ScoreTile<Real>& tile) {
+  if constexpr (sizeof(Real) == 4) {
+    if (tile.q_rows != nullptr) return dot_tile<Isa>(t, tile);
+  }
   const bool packed = tile.q_parts.data != nullptr;
   for_key_groups<Isa, Real>(t, partial && !packed, [&](int k, int keys, VectorRange vectors) {
-    const int lane = vectors.begin * V::kLanes;
+    const int lane = vectors.begin * Vec<Isa, Real>::kLanes;
     const GemmTile<Real> product = {.a = tile.k + k * tile.k_ld,
                                     .a_row = tile.k_ld,
                                     .a_step = 1,
@@ -326,12 +347,21 @@ inline void tile_logits(Worker<Isa, Real>& w, const Tile& t, bool partial,
                                     .c = tile.s + k * t.lanes + lane,
                                     .c_row = t.lanes,
                                     .rows = keys,
-                                    .cols = vectors.end * V::kLanes - lane,
+                                    .cols = vectors.end * Vec<Isa, Real>::kLanes - lane,
                                     .depth = static_cast<int>(w.problem.head_dim),
                                     .left = tile.k_parts,
                                     .right = tile.q_parts};
     multiply_scores<Isa, Real>(product, tile.extra);
   });
+}
+
+// The logits of a tile, -inf where hidden; with a folded scale its raw dot products.
+template <class Isa, class Real>
+inline void tile_logits(Worker<Isa, Real>& w, const Tile& t, bool partial,
+                        const ScoreScale<Real>& scale, const ScoreTile<Real>& tile) {
+  using V = Vec<Isa, Real>;
+  const int count = t.keys * t.lanes;
+  multiply_tile<Isa, Real>(w, t, partial, tile);
   scale_products<Isa, Real>(w, t, scale, tile);
   if (w.problem.alibi_slopes.present) add_alibi<Isa, Real>(w.problem, t, tile.s);
   if (partial) {

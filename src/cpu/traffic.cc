@@ -139,6 +139,15 @@ Bytes forward_bytes(const Problem& p, const CpuPlan& plan, const HeadCounter& co
     bytes.written += 2 * scores * value_bytes;
     return bytes;
   }
+  if (plan.decodes(s.seqlen_q)) {
+    const KeyRange seen = s.band.keys(0, s.seqlen_q);
+    const int64_t pieces = plan.decode_pieces(s);
+    const int64_t keys = max64(0, seen.end - seen.begin);
+    bytes.read = rows * (pieces * (q_bytes + state_bytes) + keys * score_bytes) +
+                 static_cast<__int128>(p.num_heads_kv) * keys * kv_bytes;
+    bytes.written += rows * pieces * state_bytes;
+    return bytes;
+  }
   if (score_bytes > 0) bytes.read = count.tiles(panels, true) * score_bytes;
   if (plan.algorithm == Algorithm::kFlash1) {
     const Grid tiles = {.rows = panels.rows, .keys = plan.tile_n};

@@ -49,7 +49,10 @@ TEST(KernelTable, HasWhatItNamesAndNothingElse) {
       if (set == nullptr) continue;
       EXPECT_EQ(set->isa, isa);
       EXPECT_EQ(set->lanes, lanes_of(isa, wide)) << to_string(isa);
-      for (const TaskFunction run : set->run) EXPECT_NE(run, nullptr);
+      for (int id = 0; id < kNumKernels; ++id) {
+        const bool none = wide && id == kFlash2Decode;  // float64 goes by panels
+        EXPECT_EQ(set->run[id] == nullptr, none) << id;
+      }
     }
   }
   EXPECT_EQ(built_in(false), built_in(true));

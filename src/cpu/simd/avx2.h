@@ -98,4 +98,14 @@ struct Vec<Avx2, double> {
   static Vec abs(Vec a) { return {_mm256_andnot_pd(_mm256_set1_pd(-0.0), a.v)}; }
 };
 
+inline Vec<Avx2, float> sum_each(Vec<Avx2, float>* r) {
+  __m256 four[2];
+  for (int i = 0; i < 2; ++i) {
+    four[i] = _mm256_hadd_ps(_mm256_hadd_ps(r[4 * i].v, r[4 * i + 1].v),
+                             _mm256_hadd_ps(r[4 * i + 2].v, r[4 * i + 3].v));
+  }
+  return {_mm256_add_ps(_mm256_permute2f128_ps(four[0], four[1], 0x20),
+                        _mm256_permute2f128_ps(four[0], four[1], 0x31))};
+}
+
 }  // namespace attentile::cpu

@@ -89,4 +89,8 @@ struct Vec<Neon, double> {
   static Vec abs(Vec a) { return {vabsq_f64(a.v)}; }
 };
 
+inline Vec<Neon, float> sum_each(Vec<Neon, float>* r) {
+  return {vpaddq_f32(vpaddq_f32(r[0].v, r[1].v), vpaddq_f32(r[2].v, r[3].v))};
+}
+
 }  // namespace attentile::cpu

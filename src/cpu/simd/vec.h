@@ -38,6 +38,16 @@ inline void transpose(Vec<Isa, Real>* r) {
   for (int i = 0; i < kLanes; ++i) r[i] = Vec<Isa, Real>::load(to[i]);
 }
 
+// Lane i of the result: the sum of the lanes of r[i], each added up in the same order. Changes r.
+template <class Isa>
+inline Vec<Isa, float> sum_each(Vec<Isa, float>* r) {
+  transpose(r);
+  for (int n = Vec<Isa, float>::kLanes / 2; n > 0; n /= 2) {
+    for (int i = 0; i < n; ++i) r[i] = r[i] + r[i + n];
+  }
+  return r[0];
+}
+
 // 2^(n + f) for integral n and |f| <= 1/2: a degree-6 polynomial in f (relative error 9e-9 with
 // these rounded coefficients, so the result is right to about one unit in the last place), scaled
 // by 2^n.
