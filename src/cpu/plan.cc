@@ -158,11 +158,12 @@ int64_t forward_scratch(const Problem& p, const CpuPlan& plan) {
     size.take(product(p.max_seqlen_k, lanes));
     size.take(3 * lanes);
   }
-  Sizer decode{kAlignment, 4};
+  Sizer decode{kAlignment, sizeof(float)};
   decode.take(product(plan.decode_rows, plan.padded_dim));
   decode.take(product(plan.decode_rows, kDecodeKeys), 2);
   decode.take(kDecodeKeys);
   decode.take(kDecodeKeys * int64_t{plan.padded_dim + plan.padded_dim_v});
+  if (plan.decodes(p.max_seqlen_q)) return decode.bytes;  // so does every sequence
   return max64(size.bytes, plan.decode_rows > 0 ? decode.bytes : 0);
 }
 

@@ -43,6 +43,10 @@ void pick_sizes(Case& c, Random& random) {
   c.seqlen_q = pick_length(random);
   c.seqlen_k = random.chance(0.35) ? c.seqlen_q : pick_length(random);
   if (random.chance(0.1)) c.seqlen_q = random.integer(1, 4);
+  if (c.seed % 16 == 7) {  // few queries over several pieces of the keys
+    c.seqlen_q = random.integer(1, 8);
+    c.seqlen_k = random.pick<int64_t>({511, 512, 513, 700, 1024, 1025, 1100, 1537});
+  }
   c.head_dim = pick_head_dim(random);
   c.head_dim_v = random.chance(0.6) ? c.head_dim : pick_head_dim(random);
   if (random.chance(0.005)) c.batch = 0;

@@ -74,6 +74,58 @@ void add_dtypes_and_heads(CaseList& list) {
   list.add("long_columns", {1, 1025, 3, 1, 1, 16, 16}, [](Case& c) { c.dtype = DType::kFloat16; });
 }
 
+// Few queries over keys in several pieces; 16,385 keys are cut into larger pieces than 16,384.
+void add_few_queries(CaseList& list) {
+  const Sizes pieces = {2, 3, 1100, 6, 2, 32, 48};
+  list.add("few_queries_causal", pieces, [](Case& c) { c.causal = true; });
+  list.add("few_queries_f16_strided", pieces, [](Case& c) {
+    c.dtype = DType::kFloat16;
+    c.zero_stride_v = 0b1000;
+  });
+  list.add("few_queries_bf16_tail", {1, 8, 1537, 5, 1, 40, 24},
+           [](Case& c) { c.dtype = DType::kBFloat16; });
+  list.add("few_queries_window_between_pieces", pieces, [](Case& c) {
+    c.window_left = 700;
+    c.window_right = -1;
+    c.position_offset = 900;
+  });
+  list.add("few_queries_window_of_one", pieces, [](Case& c) {
+    c.window_left = c.window_right = 0;
+    c.position_offset = 511;
+  });
+  list.add("few_queries_mask_bias_softcap", {1, 2, 1025, 4, 2, 16, 16}, [](Case& c) {
+    c.mask = {true, DType::kBool, {4, 2, 1025}};
+    c.bias = {true, DType::kFloat32, {4, 2, 1025}};
+    c.softcap = 3.0;
+  });
+  list.add("few_queries_alibi_sink", pieces, [](Case& c) {
+    c.alibi_rank = 2;
+    c.sink = true;
+    c.causal = true;
+  });
+  list.add("few_queries_seqused", {4, 1, 1100, 4, 1, 64, 64}, [](Case& c) {
+    c.seqused_k = {0, 1, 512, 1100};
+    c.dtype = DType::kBFloat16;
+  });
+  list.add("few_and_many_queries", {4, 65, 1100, 4, 2, 32, 32}, [](Case& c) {
+    c.varlen = true;
+    c.lengths_q = {8, 65, 1, 9};
+    c.lengths_k = {1100, 65, 513, 40};
+    c.causal = true;
+  });
+  list.add("few_queries_peaked", {1, 4, 2049, 2, 2, 64, 64},
+           [](Case& c) { c.fill = Fill::kPeaked; });
+  // The backward pass must find the very scores of the forward pass.
+  list.add("few_queries_very_negative", {3, 5, 7, 1, 1, 128, 128}, [](Case& c) {
+    c.fill = Fill::kVeryNegative;
+    c.causal = true;
+  });
+  for (const int64_t keys : {16384, 16385}) {
+    list.add(("few_queries_" + std::to_string(keys)).c_str(), {1, 2, keys, 2, 1, 16, 16},
+             [](Case& c) { c.causal = true; });
+  }
+}
+
 void add_bands(CaseList& list) {
   const Sizes square = {1, 65, 65, 2, 1, 32, 32};
   const Sizes wide = {2, 33, 129, 2, 2, 32, 32};
@@ -412,6 +464,7 @@ void add_empty(CaseList& list) {
 std::vector<Case> make_named_cases() {
   CaseList list;
   add_dtypes_and_heads(list);
+  add_few_queries(list);
   add_bands(list);
   add_scores(list);
   add_dropout(list);

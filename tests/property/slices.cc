@@ -75,7 +75,7 @@ DenseTensor slice(const DenseTensor& tensor, int axis, int64_t begin, int64_t co
   return result;
 }
 
-Case feature_case(uint64_t seed, DType dtype) {
+Case feature_case(uint64_t seed, DType dtype, bool few_queries) {
   Random random(testing::mix_seed(seed, 40));
   Case c;
   c.name = "property";
@@ -84,6 +84,10 @@ Case feature_case(uint64_t seed, DType dtype) {
   c.batch = 4;
   c.seqlen_q = random.pick<int64_t>({4, 33, 45, 70});
   c.seqlen_k = random.pick<int64_t>({29, 64, 83, 150});
+  if (few_queries) {
+    c.seqlen_q = random.integer(2, 8);
+    c.seqlen_k = random.pick<int64_t>({512, 513, 1100, 1537});
+  }
   c.num_heads_kv = 3;
   c.num_heads_q = c.num_heads_kv * random.pick<int64_t>({1, 2, 3});
   c.head_dim = random.pick<int64_t>({5, 16, 24, 64});
@@ -102,12 +106,12 @@ Case feature_case(uint64_t seed, DType dtype) {
   if (random.chance(0.3)) c.alibi_rank = 2;
   if (random.chance(0.3)) c.softcap = 4.0;
   c.sink = random.chance(0.3);
-  if (random.chance(0.25)) {
+  if (!few_queries && random.chance(0.25)) {
     c.block_mask_heads = c.num_heads_q;
     c.block_size_q = 16;
     c.block_size_k = 24;
   }
-  if (random.chance(0.5)) {
+  if (!few_queries && random.chance(0.5)) {
     c.dropout_p = 0.3;
     c.dropout_seed = random.bits();
     c.dropout_offset = random.bits();

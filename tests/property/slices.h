@@ -18,8 +18,9 @@ using testing::DenseTensor;
 DenseTensor slice(const DenseTensor& tensor, int axis, int64_t begin, int64_t count);
 
 // A problem with several tiles in each direction and a seeded choice of features; never varlen,
-// paged or broadcast over batch and heads unless asked. bias and mask have full shape.
-Case feature_case(uint64_t seed, DType dtype);
+// paged or broadcast over batch and heads unless asked. bias and mask have full shape. few_queries:
+// up to 8, over keys in several pieces.
+Case feature_case(uint64_t seed, DType dtype, bool few_queries = false);
 
 // A case and its values.
 struct Part {
