@@ -119,6 +119,25 @@ inline void store_row(const Real* src, char* address, DType dtype, int64_t strid
   kernel_store_row(src + i, address + i * stride * size_of(dtype), dtype, stride, count - i);
 }
 
+// The first `count` lanes of a vector likewise.
+template <class Isa, class Real>
+inline void store_vector(Vec<Isa, Real> values, char* address, DType dtype, int64_t stride,
+                         int count) {
+  if (count == Vec<Isa, Real>::kLanes && stride == 1) {
+    if (dtype == (sizeof(Real) == 4 ? DType::kFloat32 : DType::kFloat64)) {
+      return values.store(reinterpret_cast<Real*>(address));
+    }
+    if constexpr (sizeof(Real) == 4) {
+      uint16_t* to = reinterpret_cast<uint16_t*>(address);
+      if (dtype == DType::kFloat16) return values.store_f16(to);
+      if (dtype == DType::kBFloat16) return values.store_bf16(to);
+    }
+  }
+  Real lanes[Vec<Isa, Real>::kLanes];
+  values.store(lanes);
+  store_row<Isa, Real>(lanes, address, dtype, stride, count);
+}
+
 // Key rows of k, v, dk or dv: keys of one KV head as [keys][ld], of which dim columns are used.
 struct KeyRows {
   const Array4& array;
@@ -209,6 +228,9 @@ inline void store_queries(Worker<Isa, Real>& w, const QueryRows& q, const Real* 
   const int64_t stride = q.array.stride[3];
   for (int i0 = 0; i0 < q.rows; i0 += kLanes) {
     const V times = V::load(factor + i0);
+    const int rows = static_cast<int>(min64(kLanes, q.rows - i0));
+    char* row[kLanes];
+    for (int i = 0; i < rows; ++i) row[i] = q.row(i0 + i);
     for (int c = 0; c < q.dim; c += kLanes) {
       const int columns = static_cast<int>(min64(kLanes, q.dim - c));
       V block[kLanes];
@@ -216,11 +238,9 @@ inline void store_queries(Worker<Isa, Real>& w, const QueryRows& q, const Real* 
         block[n] = V::load(src + (c + min64(n, columns - 1)) * lanes + i0) * times + V::set1(0);
       }
       transpose(block);
-      Real row[kLanes];
-      for (int i = 0; i < kLanes && i0 + i < q.rows; ++i) {
-        block[i].store(row);
-        store_row<Isa, Real>(row, q.row(i0 + i) + c * stride * size_of(dtype), dtype, stride,
-                             columns);
+      for (int i = 0; i < rows; ++i) {
+        store_vector<Isa, Real>(block[i], row[i] + c * stride * size_of(dtype), dtype, stride,
+                                columns);
       }
     }
   }

@@ -98,6 +98,58 @@ struct Vec<Avx2, double> {
   static Vec abs(Vec a) { return {_mm256_andnot_pd(_mm256_set1_pd(-0.0), a.v)}; }
 };
 
+inline void transpose(Vec<Avx2, float>* r) {
+  __m256 t[8];
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_ps(r[i].v, r[i + 1].v);
+    t[i + 1] = _mm256_unpackhi_ps(r[i].v, r[i + 1].v);
+  }
+  for (int i = 0; i < 8; i += 4) {  // four columns of four rows in each 128-bit part
+    for (int j = 0; j < 2; ++j) {
+      r[i + 2 * j].v = _mm256_shuffle_ps(t[i + j], t[i + j + 2], 0x44);
+      r[i + 2 * j + 1].v = _mm256_shuffle_ps(t[i + j], t[i + j + 2], 0xee);
+    }
+  }
+  for (int i = 0; i < 4; ++i) {  // of rows 0..3 and 4..7
+    t[i] = _mm256_permute2f128_ps(r[i].v, r[i + 4].v, 0x20);
+    t[i + 4] = _mm256_permute2f128_ps(r[i].v, r[i + 4].v, 0x31);
+  }
+  for (int i = 0; i < 8; ++i) r[i].v = t[i];
+}
+
+// 2^(t c) = 2^n 2^f for integral n, |f| <= 1/2 and the polynomial of exp2_parts(). n is rounded by
+// adding a number so large that n + 127, the exponent of 2^n, is what its last bits hold. Below
+// 2^-126, where the weight of a row's largest logit is 1, it is 0.
+template <>
+struct WeightExp<Avx2, float> {
+  using V = Vec<Avx2, float>;
+  __m256 c, tail, least, most;
+
+  explicit WeightExp(Exponent<float> exponent)
+      : c(_mm256_set1_ps(exponent.hi)),
+        tail(_mm256_set1_ps(exponent.lo)),
+        least(_mm256_set1_ps(-127.0f / exponent.hi)),
+        most(_mm256_set1_ps(120.0f / exponent.hi)) {}
+
+  V operator()(V t) const { return {power(_mm256_max_ps(least, t.v))}; }
+  V unchecked(V t) const { return {power(_mm256_max_ps(least, _mm256_min_ps(most, t.v)))}; }
+
+ private:
+  __m256 power(__m256 t) const {
+    const __m256 magic = _mm256_set1_ps(0x1.8p23f + 127);
+    const __m256 z = _mm256_fmadd_ps(t, c, magic);
+    const __m256 n = _mm256_sub_ps(z, magic);
+    const __m256 f = _mm256_fmadd_ps(t, tail, _mm256_fmsub_ps(t, c, n));
+    const __m256 scale = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(z), 23));
+    __m256 p = _mm256_fmadd_ps(_mm256_set1_ps(1.54531629e-4f), f, _mm256_set1_ps(1.33908634e-3f));
+    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(9.61808256e-3f));
+    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(5.55035711e-2f));
+    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(2.40226508e-1f));
+    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(6.93147188e-1f));
+    return _mm256_mul_ps(_mm256_fmadd_ps(p, f, _mm256_set1_ps(1.0f)), scale);
+  }
+};
+
 inline Vec<Avx2, float> sum_each(Vec<Avx2, float>* r) {
   __m256 four[2];
   for (int i = 0; i < 2; ++i) {
