@@ -249,13 +249,15 @@ struct DpOperands {
   const Real* dout_t = nullptr;  // [head_dim_v][lanes]
   Parts v_parts = {};
   Parts dout_parts = {};
+  bool by_groups = false;  // what the band hides of a partial tile may be left as it was
 };
 
 template <class Isa, class Real>
 inline DpOperands<Real> dp_operands(const Worker<Isa, Real>& w, const BackwardScratch<Real>& r,
                                     int64_t key_row) {
   const int64_t ld = w.plan.padded_dim_v;
-  return {r.v + key_row * ld, ld, r.dout_t, rows_from(r.v_rows, key_row), r.dout_lanes};
+  const bool packed = r.dout_lanes.data != nullptr;
+  return {r.v + key_row * ld, ld, r.dout_t, rows_from(r.v_rows, key_row), r.dout_lanes, !packed};
 }
 
 // dp = dP^T = keep * V dO^T, scaled, of one tile; keep = the keep mask where there is dropout.
@@ -276,7 +278,17 @@ inline void dp_tile(Worker<Isa, Real>& w, const Tile& t, const DpOperands<Real>&
                                   .depth = static_cast<int>(p.head_dim_v),
                                   .left = operands.v_parts,
                                   .right = operands.dout_parts};
-  multiply_scores<Isa, Real>(product, keep);
+  const bool partial = operands.by_groups && classify<Isa>(p, t) == TileClass::kPartial;
+  for_key_groups<Isa, Real>(t, partial, [&](int k, int keys, VectorRange vectors) {
+    const int lane = vectors.begin * V::kLanes;
+    GemmTile<Real> part = product;
+    part.a += k * part.a_row;
+    part.b += lane;
+    part.c += k * t.lanes + lane;
+    part.rows = keys;
+    part.cols = vectors.end * V::kLanes - lane;
+    multiply_scores<Isa, Real>(part, keep);
+  });
   if (!p.dropout.enabled) return;
   fill_keep<Isa, Real>(p, t, keep);
   const V scale = V::set1(static_cast<Real>(p.dropout.scale));
@@ -407,8 +419,22 @@ inline void accumulate_dk_dv(Worker<Isa, Real>& w, const Tile& t, int64_t key_ro
       return;
     }
   }
-  nonfinite.dout ? accumulate_visible_keys<Isa, Real>(dv, r.hide, t.lanes) : gemm<Isa, Real>(dv);
-  nonfinite.q ? accumulate_visible_keys<Isa, Real>(dk, r.hide, t.lanes) : gemm<Isa, Real>(dk);
+  const auto add = [&](const GemmTile<Real>& product, bool visible_only) {
+    if (visible_only) return accumulate_visible_keys<Isa, Real>(product, r.hide, t.lanes);
+    for_key_groups<Isa, Real>(t, nonfinite.partial, [&](int k, int keys, VectorRange vectors) {
+      constexpr int kLanes = Vec<Isa, Real>::kLanes;
+      const int first = vectors.begin * kLanes;
+      GemmTile<Real> part = product;
+      part.a += k * part.a_row + first;
+      part.b += first * part.b_step;
+      part.c += k * part.c_row;
+      part.rows = keys;
+      part.depth = static_cast<int>(min64(vectors.end * kLanes, t.rows)) - first;
+      gemm<Isa, Real>(part);
+    });
+  };
+  add(dv, nonfinite.dout);
+  add(dk, nonfinite.q);
 }
 
 // One panel against one key tile: adds to dk, dv (rows of this tile) and to r.dq_t. Partial tiles
@@ -460,7 +486,17 @@ inline void backward_tile(Worker<Isa, Real>& w, const Tile& t, const ScoreScale<
       return;
     }
   }
-  nonfinite(k, t.keys, dim, ld) ? accumulate_visible<Isa, Real>(dq, r.hide) : gemm<Isa, Real>(dq);
+  if (nonfinite(k, t.keys, dim, ld)) return accumulate_visible<Isa, Real>(dq, r.hide);
+  for_key_groups<Isa, Real>(t, partial, [&](int first, int count, VectorRange vectors) {
+    const int lane = vectors.begin * Vec<Isa, Real>::kLanes;
+    GemmTile<Real> part = dq;
+    part.a += first * part.a_step;
+    part.b += first * t.lanes + lane;
+    part.c += lane;
+    part.cols = vectors.end * Vec<Isa, Real>::kLanes - lane;
+    part.depth = count;
+    gemm<Isa, Real>(part);
+  });
 }
 
 }  // namespace attentile::cpu
