@@ -73,6 +73,7 @@ void add_traffic(const Problem& problem, const ExecutionContext& context, Plan& 
 void add_notes(const Problem& problem, const cpu::CpuPlan& cpu_plan, Plan& plan) {
   const auto note = [&](std::string text) { plan.notes.push_back(std::move(text)); };
   const int64_t panel = cpu_plan.panel_rows(problem.max_seqlen_q);
+  const std::string for_unit = "float16, and for bfloat16 without a sink";
   const std::string lanes = std::to_string(cpu_plan.lanes) + "-lane registers";
   if (plan.algorithm == Algorithm::kFlash1 && !plan.backward) {
     note("tile_n = ceil(M / 4d) and tile_m = min(tile_n, d) for M = " +
@@ -90,13 +91,16 @@ void add_notes(const Problem& problem, const cpu::CpuPlan& cpu_plan, Plan& plan)
     note("tile_m = " + std::to_string(panels) + (panels == 1 ? " panel of " : " panels of ") +
          std::to_string(panel) + " queries in " + lanes + " that share each key tile");
   }
-  if (cpu_plan.parts > 0) {
-    note(cpu_plan.parts == 1 ? "products of bfloat16 run on the matrix unit"
-                             : "products of float16, as two bfloat16 each, run on the matrix unit");
+  const std::string few = std::to_string(cpu_plan.off_unit_queries) + " queries";
+  if (cpu_plan.parts_for(problem.max_seqlen_q) > 0) {
+    note(std::string(cpu_plan.parts == 1
+                         ? "products of bfloat16 run on the matrix unit"
+                         : "products of float16, as two bfloat16 each, run on the matrix unit") +
+         (cpu_plan.off_unit_queries > 0 ? ", in sequences of more than " + few : ""));
+  } else if (cpu_plan.parts > 0) {
+    note("the matrix unit does not run: it pays from more than " + few + " a sequence on");
   } else if (plan.isa == Isa::kAmx) {
-    note(plan.algorithm == Algorithm::kFlash2
-             ? "the matrix unit does not run: it is for float16 and bfloat16"
-             : "the matrix unit does not run: flash2 alone uses it");
+    note("the matrix unit does not run: it is for " + for_unit);
   }
   if (plan.algorithm == Algorithm::kStandard) {
     note("flash2 does not run: the algorithm was set to standard, which materialises the scores");
@@ -106,15 +110,14 @@ void add_notes(const Problem& problem, const cpu::CpuPlan& cpu_plan, Plan& plan)
   }
   for (Isa isa : cpu::isa_priority()) {
     if (isa == plan.isa) break;
-    const bool left_out = isa == Isa::kAmx && problem.isa == Isa::kAuto && cpu::cpu_supports(isa);
-    if (left_out) {
-      note("amx does not run: it is to be asked for by name");
-      continue;
+    std::string why = "another instruction set was asked for";
+    if (cpu::find_kernels(isa, cpu::is_wide(problem)) == nullptr) {
+      why = "this build has no kernels for it";
+    } else if (!cpu::cpu_supports(isa)) {
+      why = "this machine does not have it";
+    } else if (isa == Isa::kAmx && problem.isa == Isa::kAuto && cpu::matrix_parts(problem) == 0) {
+      why = "its matrix unit is for " + for_unit;
     }
-    const char* why = cpu::find_kernels(isa, cpu::is_wide(problem)) == nullptr
-                          ? "this build has no kernels for it"
-                          : (cpu::cpu_supports(isa) ? "another instruction set was asked for"
-                                                    : "this machine does not have it");
     note(std::string(to_string(isa)) + " does not run: " + why);
   }
 }

@@ -101,7 +101,7 @@ enum class Isa : int32_t {
   kAvx512Bf16 = 4,
   kNeon = 5,
   kNeonBf16 = 6,
-  kAmx = 7,  // AVX-512; flash2's products of 16-bit inputs on the matrix unit
+  kAmx = 7,  // AVX-512; products of 16-bit inputs on the matrix unit
 };
 
 struct AttentionOptions {

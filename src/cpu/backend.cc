@@ -130,9 +130,8 @@ Result<Isa> plan_isa(const Problem& problem) {
   const KernelTable table = kernel_table(is_wide(problem));
   Isa built_in[16];
   for (int n = 0; n < table.count; ++n) built_in[n] = table.sets[n]->isa;
-  // flash1 and standard do not use the matrix unit: where flash2 did unasked, a ratio of the two
-  // would not be that of the algorithms.
-  return resolve_isa(problem.isa, {built_in, table.count}, Isa::kAmx);
+  const Isa not_by_itself = matrix_parts(problem) > 0 ? Isa::kAuto : Isa::kAmx;
+  return resolve_isa(problem.isa, {built_in, table.count}, not_by_itself);
 }
 
 Result<CpuPlan> plan_call(const Problem& problem, const ExecutionContext& context) {

@@ -82,8 +82,7 @@ inline bool add_dq(Worker<Isa, Real>& w, const Tile& t, int64_t block, bool touc
 template <class Isa, class Real>
 inline void load_block_keys(Worker<Isa, Real>& w, const Tile& head, KeyRange keys,
                             const BackwardScratch<Real>& r) {
-  const bool packed = r.k_rows.data != nullptr;
-  if (packed) {
+  if (r.k_rows.data != nullptr) {
     clear_tile<Isa, Real>(w, r.k, keys.end - keys.begin, w.plan.padded_dim);
     clear_tile<Isa, Real>(w, r.v, keys.end - keys.begin, w.plan.padded_dim_v);
   }
@@ -109,15 +108,11 @@ inline void load_block_keys(Worker<Isa, Real>& w, const Tile& head, KeyRange key
         w, {p.v, s, head.b, head.kv_h, tile, static_cast<int>(p.head_dim_v), w.plan.padded_dim_v},
         r.v + row * w.plan.padded_dim_v);
   }
-  if constexpr (MatrixUnit<Isa, Real>::kPresent) {
-    if (!packed) return;
-    pack_keys(w, keys.end - keys.begin, r);
-    pack_values(w, keys.end - keys.begin, r);
-    MatrixUnit<Isa, Real>::pack_left_transposed(
-        {r.k, w.plan.padded_dim, static_cast<int>(keys.end - keys.begin),
-         static_cast<int>(p.head_dim)},
-        r.k_columns);
-  }
+  const int64_t rows = keys.end - keys.begin;
+  pack_keys(w, rows, r);
+  pack_values(w, rows, r);
+  pack_tile<Isa, Real>(w, {r.k, w.plan.padded_dim, rows, static_cast<int>(p.head_dim)}, true,
+                       r.k_columns);
 }
 
 // One panel of queries (t.h, t.q0, t.rows) against one block of keys. False: stopped.
@@ -192,6 +187,7 @@ void flash2_backward_task(void* job, int64_t task, int worker, Progress& progres
   head.b = found.b;
   head.kv_h = found.h;
   head.s = &s;
+  w.use_unit(s.seqlen_q);
   const BackwardScratch<Real> scratch =
       take_backward_scratch<Isa, Real>(w, w.plan.panel_lanes(w.plan.panel_rows(s.seqlen_q)));
   backward_block<Isa, Real>(w, head, found.block, scratch);
@@ -205,6 +201,7 @@ void flash1_backward_task(void* job, int64_t task, int worker, Progress& progres
   head.kv_h = task % w.problem.num_heads_kv;
   const Sequence s = w.problem.sequence(head.b);
   head.s = &s;
+  w.use_unit(s.seqlen_q);
   const BackwardScratch<Real> scratch =
       take_backward_scratch<Isa, Real>(w, w.plan.panel_lanes(w.plan.panel_rows(s.seqlen_q)));
   const int64_t blocks = ceil_div(s.seqlen_k_given, w.plan.tile_keys);

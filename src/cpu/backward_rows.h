@@ -95,7 +95,6 @@ inline void refine_delta(Worker<Isa, Real>& w, Tile t, const BackwardScratch<Rea
   const Problem& p = w.problem;
   const ScoreScale<Real> scale = make_score_scale<Isa, Real>(p, false);
   const KeyRange keys = t.s->band.keys(t.q0, t.q0 + t.rows);
-  const int64_t kv_head = t.h / p.group_size;
   double sums[kMaxPanelLanes] = {};
   load_backward_panel<Isa, Real>(w, t, r);
   for (int64_t j = keys.begin; j < keys.end;) {
@@ -105,13 +104,7 @@ inline void refine_delta(Worker<Isa, Real>& w, Tile t, const BackwardScratch<Rea
     t.keys = static_cast<int>(tile.end - tile.begin);
     if (classify<Isa>(p, t) == TileClass::kHidden) continue;
     if (!w.keep_going()) return;
-    load_keys<Isa, Real>(
-        w, {p.k, *t.s, t.b, kv_head, tile, static_cast<int>(p.head_dim), w.plan.padded_dim}, r.k);
-    load_keys<Isa, Real>(
-        w, {p.v, *t.s, t.b, kv_head, tile, static_cast<int>(p.head_dim_v), w.plan.padded_dim_v},
-        r.v);
-    pack_keys(w, t.keys, r);
-    pack_values(w, t.keys, r);
+    load_tile_keys(w, t, r);
     recompute_weights<Isa, Real>(w, t, scale, 0, r);
     dp_tile<Isa, Real>(w, t, dp_operands<Isa, Real>(w, r, 0), r.extra, r.ds);
     for (int k = 0; k < t.keys; ++k) {
@@ -193,6 +186,7 @@ void backward_rows_task(void* job, int64_t task, int worker, Progress& progress)
   const BlockTask found = find_block<Isa>(w.job.template array<int64_t>(plan.query_blocks),
                                           w.problem.batch, w.problem.num_heads_q, task);
   const Sequence s = w.problem.sequence(found.b);
+  w.use_unit(s.seqlen_q);
   const int panel_rows = plan.panel_rows(s.seqlen_q);
   Tile t;
   t.b = found.b;

@@ -71,14 +71,7 @@ inline void add_bias_gradient(Worker<Isa, Real>& w, Tile t, const BiasBlock& blo
       }
       loaded = true;
     }
-    const int64_t kv_head = t.h / p.group_size;
-    load_keys<Isa, Real>(
-        w, {p.k, *t.s, t.b, kv_head, tile, static_cast<int>(p.head_dim), w.plan.padded_dim}, r.k);
-    load_keys<Isa, Real>(
-        w, {p.v, *t.s, t.b, kv_head, tile, static_cast<int>(p.head_dim_v), w.plan.padded_dim_v},
-        r.v);
-    pack_keys(w, t.keys, r);
-    pack_values(w, t.keys, r);
+    load_tile_keys(w, t, r);
     recompute_weights<Isa, Real>(w, t, scale, 0, r);
     compute_ds<Isa, Real>(w, t, false, 0, r);
     for (int k = 0; k < t.keys; ++k) {
@@ -115,8 +108,11 @@ void bias_gradient_task(void* job, int64_t task, int worker, Progress& progress)
   block.h = task / key_tiles % p.dbias_shape[1];
   block.b = task / key_tiles / p.dbias_shape[1];
   const int lanes = plan.panel_lanes_max;
+  w.use_unit(p.max_seqlen_q);
   BackwardScratch<Real> r = take_backward_scratch<Isa, Real>(w, lanes);
   r.sums = nullptr;  // they are complete
+  BackwardScratch<Real> unpacked = r;
+  static_cast<BackwardParts&>(unpacked) = {};
   const int64_t num_sums = (sum_keys ? 1 : plan.step_n) * lanes;
   block.sum = reinterpret_cast<double*>(
       w.take(num_sums * static_cast<int64_t>(sizeof(double) / sizeof(Real))));
@@ -135,7 +131,8 @@ void bias_gradient_task(void* job, int64_t task, int worker, Progress& progress)
         t.q0 = q0;
         t.rows = static_cast<int>(clamp64(s.seqlen_q - q0, 0, lanes));
         t.lanes = lanes;
-        if (t.rows > 0) add_bias_gradient<Isa, Real>(w, t, block, r);
+        const bool packed = plan.parts_for(s.seqlen_q) > 0;
+        if (t.rows > 0) add_bias_gradient<Isa, Real>(w, t, block, packed ? r : unpacked);
         if (p.dbias_shape[1] != 1) break;
       }
       if (p.dbias_shape[0] != 1) break;

@@ -101,6 +101,7 @@ void flash1_forward_task(void* job, int64_t task, int worker, Progress& progress
   t.h = task % p.num_heads_q;
   const Sequence s = p.sequence(t.b);
   t.s = &s;
+  w.use_unit(s.seqlen_q);
   Panel<Real> panel;
   t.lanes = panel.lanes = plan.panel_lanes(plan.panel_rows_fixed);
   const int panel_rows = plan.panel_rows_fixed;
@@ -110,9 +111,10 @@ void flash1_forward_task(void* job, int64_t task, int worker, Progress& progress
   Real* rows_buffer = w.take(plan.rows_buffer_size);
   const TileScratch<Real> scratch = take_tile_scratch<Isa, Real>(w, t.lanes);
   panel.q_t = w.take(p.head_dim * t.lanes);
-  panel.acc_o = w.take(p.head_dim_v * t.lanes);
+  panel.acc_o = w.take(round_up(p.head_dim_v, 16) * t.lanes);
   panel.row_max = w.take(t.lanes);
   panel.row_sum = w.take(t.lanes);
+  panel.q_parts = take_query_parts(w, t.lanes);
   const auto select_panel = [&](int64_t n) {
     panel.q0 = n * panel_rows;
     panel.rows = static_cast<int>(min64(panel_rows, s.seqlen_q - panel.q0));

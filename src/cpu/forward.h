@@ -30,27 +30,13 @@ struct TileScratch {
 template <class Isa, class Real>
 inline TileScratch<Real> take_tile_scratch(Worker<Isa, Real>& w, int lanes) {
   TileScratch<Real> scratch;
-  scratch.s = w.take(w.plan.step_n * lanes);
-  scratch.weights = w.take(w.plan.step_n * lanes);
-  scratch.hide = w.take(w.plan.step_n * lanes);
-  scratch.extra = w.take(w.plan.step_n * lanes);
+  for (Real** tile : {&scratch.s, &scratch.weights, &scratch.hide, &scratch.extra}) {
+    *tile = w.take(w.plan.step_rows() * lanes);
+  }
   scratch.lane = w.take(2 * lanes);
   const int64_t depth = padded_depth(w.plan.step_n);
-  scratch.weights_parts = w.take_parts(right_size(w.plan.parts, lanes, depth), depth, 0);
+  scratch.weights_parts = w.take_parts(right_size(w.parts, lanes, depth), depth, 0);
   return scratch;
-}
-
-// The score arithmetic's share of the scratch, for one panel and keys at k.
-template <class Real>
-inline ScoreTile<Real> score_tile(const TileScratch<Real>& scratch, const Real* q_t, const Real* k,
-                                  int64_t k_ld) {
-  return {.k = k,
-          .k_ld = k_ld,
-          .q_t = q_t,
-          .s = scratch.s,
-          .hide = scratch.hide,
-          .extra = scratch.extra,
-          .lane = scratch.lane};
 }
 
 // Keys [k0, k0 + keys) in scratch, or in place when they lie there as the kernel wants them.
@@ -67,6 +53,21 @@ struct KeyTile {
   Parts v_parts = {};  // of V^T
 };
 
+// The score arithmetic's share of the scratch, for one panel and the keys from key k0 on.
+template <class Real>
+inline ScoreTile<Real> score_tile(const TileScratch<Real>& scratch, const Panel<Real>& panel,
+                                  const KeyTile<Real>& keys, int64_t k0) {
+  return {.k = keys.k + (k0 - keys.k0) * keys.k_ld,
+          .k_ld = keys.k_ld,
+          .q_t = panel.q_t,
+          .s = scratch.s,
+          .hide = scratch.hide,
+          .extra = scratch.extra,
+          .lane = scratch.lane,
+          .k_parts = rows_from(keys.k_parts, k0 - keys.k0),
+          .q_parts = panel.q_parts};
+}
+
 // Where a KeyTile is put.
 template <class Real>
 struct KeyBuffers {
@@ -79,7 +80,7 @@ struct KeyBuffers {
 template <class Isa, class Real>
 inline KeyBuffers<Real> take_key_buffers(Worker<Isa, Real>& w) {
   const Problem& p = w.problem;
-  const int parts = w.plan.parts;
+  const int parts = w.parts;
   const int64_t tile_n = w.plan.tile_n;
   const int64_t depth = padded_depth(p.head_dim);
   const int64_t depth_v = value_depth(w.plan);
@@ -90,6 +91,13 @@ inline KeyBuffers<Real> take_key_buffers(Worker<Isa, Real>& w) {
   buffers.k_parts = w.take_parts(left_size(parts, tile_n + 15, depth), depth, tile_n);
   buffers.v_parts = w.take_parts(left_size(parts, p.head_dim_v, depth_v), depth_v, tile_n);
   return buffers;
+}
+
+// q of a panel of so many lanes for the matrix unit.
+template <class Isa, class Real>
+inline Parts take_query_parts(Worker<Isa, Real>& w, int64_t lanes) {
+  const int64_t depth = padded_depth(w.problem.head_dim);
+  return w.take_parts(right_size(w.parts, lanes, depth), depth, lanes);
 }
 
 // O^T += V^T P^T over the pairs that are not hidden: for tiles where a NaN or infinity in a value
@@ -162,11 +170,8 @@ inline void attend_tile(Worker<Isa, Real>& w, const Panel<Real>& panel, Tile t,
   const int head_dim_v = static_cast<int>(p.head_dim_v);
   const int64_t skip = t.k0 - keys.k0;
   const bool partial = tile_class == TileClass::kPartial;
-  ScoreTile<Real> scores = score_tile(scratch, panel.q_t, keys.k + skip * keys.k_ld, keys.k_ld);
-  scores.k_parts = rows_from(keys.k_parts, skip);
-  scores.q_parts = panel.q_parts;
-  tile_logits<Isa, Real>(w, t, partial, scale, scores);
-  Parts packed = panel.q_parts.data != nullptr ? scratch.weights_parts : Parts{};
+  tile_logits<Isa, Real>(w, t, partial, scale, score_tile(scratch, panel, keys, t.k0));
+  Parts packed = scratch.weights_parts;
   packed.ld = padded_depth(t.keys);
   // The weights themselves are wanted too where they are dropped or meet values that have no parts.
   const bool pack_later = p.dropout.enabled || keys.v_parts.has_hard();
@@ -185,21 +190,10 @@ inline void attend_tile(Worker<Isa, Real>& w, const Panel<Real>& panel, Tile t,
                                   .rows = head_dim_v,
                                   .cols = t.lanes,
                                   .depth = t.keys,
-                                  .accumulate = true};
-  if constexpr (MatrixUnit<Isa, Real>::kPresent) {
-    if (packed.data != nullptr) {
-      using Unit = MatrixUnit<Isa, Real>;
-      if (pack_later) Unit::pack_right({scratch.weights, t.lanes, t.keys, t.lanes}, packed);
-      GemmTile<Real> tile = product;
-      tile.left = depth_from(keys.v_parts, skip);
-      tile.right = packed;
-      Unit::multiply(tile);
-      if (tile.left.has_hard()) {
-        add_hard_left<Isa, Real>(tile, partial ? scratch.hide : nullptr);
-      }
-      return;
-    }
-  }
+                                  .accumulate = true,
+                                  .left = depth_from(keys.v_parts, skip),
+                                  .right = packed};
+  if (multiply_weights<Isa, Real>(product, pack_later, partial ? scratch.hide : nullptr)) return;
   if (partial && keys.v_nonfinite < 0) {
     keys.v_nonfinite = tile_has_nonfinite<Isa, Real>(w, keys.v, keys.keys, head_dim_v, keys.v_ld);
   }
@@ -245,12 +239,8 @@ inline KeyTile<Real> load_key_tile(Worker<Isa, Real>& w, const Sequence& s, cons
   tile.v = fetch(p.v, dim_v, buffers.v, tile.v_ld);
   tile.k_parts = buffers.k_parts;
   tile.v_parts = buffers.v_parts;
-  if constexpr (MatrixUnit<Isa, Real>::kPresent) {
-    const int keys = static_cast<int>(tile.keys);
-    if (w.plan.parts == 0) return tile;
-    MatrixUnit<Isa, Real>::pack_left({tile.k, tile.k_ld, keys, dim}, tile.k_parts);
-    MatrixUnit<Isa, Real>::pack_left_transposed({tile.v, tile.v_ld, keys, dim_v}, tile.v_parts);
-  }
+  pack_tile<Isa, Real>(w, {tile.k, tile.k_ld, tile.keys, dim}, false, tile.k_parts);
+  pack_tile<Isa, Real>(w, {tile.v, tile.v_ld, tile.keys, dim_v}, true, tile.v_parts);
   return tile;
 }
 
@@ -280,11 +270,8 @@ inline void load_panel_queries(Worker<Isa, Real>& w, const Sequence& s, int64_t 
                           rows_buffer);
   transpose_to_lanes<Isa, Real>(rows_buffer, head_dim, panel.rows, head_dim, panel.lanes,
                                 panel.q_t);
-  if constexpr (MatrixUnit<Isa, Real>::kPresent) {
-    if (panel.q_parts.data == nullptr) return;
-    using Unit = MatrixUnit<Isa, Real>;
-    Unit::pack_right({panel.q_t, panel.lanes, head_dim, panel.lanes}, panel.q_parts);
-  }
+  if (panel.q_parts.data == nullptr) return;
+  MatrixUnit<Isa, Real>::pack_right({panel.q_t, panel.lanes, head_dim, panel.lanes}, panel.q_parts);
 }
 
 template <class Isa, class Real>
@@ -378,6 +365,7 @@ void flash2_forward_task(void* job, int64_t task, int worker, Progress& progress
   const BlockTask found = find_block<Isa>(w.job.template array<int64_t>(plan.query_blocks), p.batch,
                                           p.num_heads_q, task);
   const Sequence s = p.sequence(found.b);
+  w.use_unit(s.seqlen_q);
   const int panel_rows = plan.panel_rows(s.seqlen_q);
   const int lanes = plan.panel_lanes(panel_rows);
   const int64_t q_begin = (found.blocks - 1 - found.block) * plan.tile_m;  // longest first
@@ -397,8 +385,7 @@ void flash2_forward_task(void* job, int64_t task, int worker, Progress& progress
     panel.acc_o = w.take(round_up(p.head_dim_v, 16) * lanes);
     panel.row_max = w.take(lanes);
     panel.row_sum = w.take(lanes);
-    const int64_t depth = padded_depth(p.head_dim);
-    panel.q_parts = w.take_parts(right_size(plan.parts, lanes, depth), depth, lanes);
+    panel.q_parts = take_query_parts(w, lanes);
     load_panel_queries<Isa, Real>(w, s, found.h, panel, rows_buffer);
     reset_panel<Isa, Real>(panel, static_cast<int>(p.head_dim_v));
   }

@@ -38,13 +38,13 @@ constexpr KernelSet make_kernel_set() {
   set.run[kFlash1Forward] = &flash1_forward_task<Isa, Real>;
   set.run[kStandardScores] = &standard_scores_task<Isa, Real>;
   set.run[kStandardSoftmax] = &standard_softmax_task<Isa, Real>;
-  set.run[kStandardOutput] = &standard_output_task<Isa, Real>;
+  set.run[kStandardOutput] = &standard_product_task<Isa, Real>;
   set.run[kBackwardRows] = &backward_rows_task<Isa, Real>;
   set.run[kFlash2Backward] = &flash2_backward_task<Isa, Real>;
   set.run[kFlash1Backward] = &flash1_backward_task<Isa, Real>;
   set.run[kStandardProbs] = &standard_probs_task<Isa, Real>;
   set.run[kStandardDkDv] = &standard_dkdv_task<Isa, Real>;
-  set.run[kStandardDq] = &standard_dq_task<Isa, Real>;
+  set.run[kStandardDq] = &standard_product_task<Isa, Real>;
   set.run[kBiasGradient] = &bias_gradient_task<Isa, Real>;
   set.run[kSinkGradient] = &sink_gradient_task<Isa, Real>;
   set.peak_probe = &peak_probe<Isa, Real>;

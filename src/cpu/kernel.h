@@ -75,9 +75,10 @@ struct CpuPlan {
   Algorithm algorithm = Algorithm::kFlash2;
   Isa isa = Isa::kScalar;
   bool backward = false;
-  bool wide = false;      // double accumulation
-  bool sum_rows = false;  // backward: see summed_delta
-  int parts = 0;          // of an operand of the matrix unit; 0: not used
+  bool wide = false;         // double accumulation
+  bool sum_rows = false;     // backward: see summed_delta
+  int parts = 0;             // of an operand of the matrix unit; 0: not used
+  int off_unit_queries = 0;  // so many of a sequence, or fewer, go without it
   int lanes = 4;
   int workers = 1;
 
@@ -143,8 +144,15 @@ struct CpuPlan {
   [[gnu::always_inline]] int64_t decode_state_size() const {
     return decode_rows * (padded_dim_v + lanes) + round_up(decode_rows, 16);
   }
+  // Of the operands of this sequence, in both passes: the weights of one are those of the other.
+  [[gnu::always_inline]] int parts_for(int64_t seqlen_q) const {
+    return seqlen_q > off_unit_queries ? parts : 0;
+  }
   // The matrix unit writes whole tiles.
   [[gnu::always_inline]] int spare_rows() const { return parts > 0 ? 16 : 0; }
+  [[gnu::always_inline]] int64_t step_rows() const {
+    return parts > 0 ? (step_n + 15) / 16 * 16 : step_n;
+  }
   [[gnu::always_inline]] int panel_lanes(int rows) const {
     return (rows + lanes - 1) / lanes * lanes;
   }

@@ -30,7 +30,7 @@ template <class Real>
 struct PackSource {
   const Real* data = nullptr;
   int64_t ld = 0;
-  int rows = 0;
+  int64_t rows = 0;
   int columns = 0;
 };
 
@@ -42,6 +42,7 @@ struct MatrixUnit {
   template <class... Arguments>
   static void store_right(const Arguments&...) {}
   static void pack_left(const PackSource<Real>&, const Parts&) {}
+  static void pack_left_transposed(const PackSource<Real>&, const Parts&) {}
   static void pack_right(const PackSource<Real>&, const Parts&) {}
 };
 

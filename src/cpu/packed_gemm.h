@@ -66,6 +66,22 @@ template <class Isa, class Real>
   }
 }
 
+// C += A B for A = V^T or K^T and B = P^T or dS^T, where A is packed. `pack`: B is not yet. hide:
+// as above. False, and nothing is done: A is not packed.
+template <class Isa, class Real>
+inline bool multiply_weights(GemmTile<Real> t, bool pack, const Real* hide) {
+  using Unit = MatrixUnit<Isa, Real>;
+  if constexpr (Unit::kPresent) {
+    if (t.left.data == nullptr) return false;
+    t.right.ld = padded_depth(t.depth);
+    if (pack) Unit::pack_right({t.b, t.b_step, t.depth, t.cols}, t.right);
+    Unit::multiply(t);
+    if (t.left.has_hard()) add_hard_left<Isa, Real>(t, hide);
+    return true;
+  }
+  return false;
+}
+
 // What the hard values of B add to C: B = dO or Q, hide [rows][hide_ld] or null.
 template <class Isa, class Real>
 [[gnu::noinline]] void add_hard_right(const GemmTile<Real>& t, const Real* hide, int hide_ld) {

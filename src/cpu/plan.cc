@@ -68,16 +68,6 @@ Totals add_sequences(const Problem& p, const CpuPlan& plan) {
   return totals;
 }
 
-// Parts of the matrix unit's operands (matrix_unit.h), 0 where it is not used. float32 would take
-// three parts and six products, which is slower than multiply-adds (decision 8). A sink may leave
-// weights that are all subnormal, which the unit takes for 0 and bfloat16 results would show; both
-// passes multiply alike, since the backward pass recomputes the weights of the forward pass.
-int choose_parts(const Problem& p, const Machine& machine) {
-  if (machine.isa != Isa::kAmx || p.algorithm != Algorithm::kFlash2) return 0;
-  if (p.dtype == DType::kFloat16) return 2;
-  return p.dtype == DType::kBFloat16 && !p.sink.present ? 1 : 0;
-}
-
 // Few queries do not fill the lanes. Dropout and block patterns are drawn for whole panels only,
 // and float64 is for exactness. The backward pass has to find the scores of the forward pass.
 int choose_few_queries(const Problem& p) {
@@ -88,7 +78,14 @@ int choose_few_queries(const Problem& p) {
 void choose_tiles(const Problem& p, const Machine& machine, CpuPlan& plan) {
   const int64_t value_bytes = plan.wide ? 8 : 4;
   plan.lanes = machine.lanes;
-  plan.parts = choose_parts(p, machine);
+  plan.few_queries = choose_few_queries(p);
+  if (plan.few_queries > 0 && !p.backward) {
+    plan.decode_rows = product(p.group_size, min64(p.max_seqlen_q, plan.few_queries));
+  }
+  plan.parts = machine.isa == Isa::kAmx ? matrix_parts(p) : 0;
+  // By itself the unit takes a sequence only where that pays: packing its keys is shared by its
+  // queries, and products grow with the square of the parts. By name it takes all but few.
+  plan.off_unit_queries = p.isa == Isa::kAmx ? plan.few_queries : 16 * plan.parts * plan.parts;
   plan.padded_dim = static_cast<int>(round_up(p.head_dim, plan.lanes));
   plan.padded_dim_v = static_cast<int>(round_up(p.head_dim_v, plan.lanes));
   plan.fast_memory_bytes = p.fast_memory_bytes > 0 ? p.fast_memory_bytes : machine.l2_bytes;
@@ -122,37 +119,34 @@ void choose_tiles(const Problem& p, const Machine& machine, CpuPlan& plan) {
     }
     plan.tile_m = panels * plan.panel_rows_max;
   }
-  plan.few_queries = choose_few_queries(p);
-  if (plan.few_queries > 0 && !p.backward) {
-    plan.decode_rows = product(p.group_size, min64(p.max_seqlen_q, plan.few_queries));
-  }
   plan.step_n = min64(plan.tile_n, kStepKeys);
   plan.panel_lanes_max = plan.panel_lanes(plan.panel_rows_max);
   plan.rows_buffer_size = max64(plan.panel_rows_max * max64(p.head_dim, p.head_dim_v),
                                 plan.panel_lanes_max + max64(p.head_dim, p.head_dim_v));
 }
 
-int64_t forward_scratch(const Problem& p, const CpuPlan& plan) {
+// head_dim_v: of what the weights are multiplied by, V or (standard, backward) K.
+int64_t forward_scratch(const Problem& p, const CpuPlan& plan, int64_t head_dim_v) {
   const int64_t lanes = plan.panel_lanes_max;
   const int64_t panels =
       plan.algorithm == Algorithm::kFlash1 ? 1 : ceil_div(plan.tile_m, plan.panel_rows_max);
   Sizer size{kAlignment, plan.wide ? 8 : 4};
   size.take(product(plan.tile_n, p.head_dim));
-  size.take(product(plan.tile_n, p.head_dim_v));
+  size.take(product(plan.tile_n, head_dim_v));
   if (plan.parts > 0) {
     const int64_t depth = padded_depth(p.head_dim);
     size.take_parts(left_size(plan.parts, plan.tile_n + 15, depth), plan.tile_n);
-    size.take_parts(left_size(plan.parts, p.head_dim_v, value_depth(plan)), plan.tile_n);
+    size.take_parts(left_size(plan.parts, head_dim_v, value_depth(plan)), plan.tile_n);
     size.take_parts(right_size(plan.parts, lanes, padded_depth(plan.step_n)), 0);
     for (int64_t n = 0; n < panels; ++n) {
       size.take_parts(right_size(plan.parts, lanes, depth), lanes);
     }
   }
   size.take(plan.rows_buffer_size);
-  size.take(plan.step_n * lanes, 4);
+  size.take(plan.step_rows() * lanes, 4);
   size.take(2 * lanes);
   size.take(p.head_dim * lanes, panels);
-  size.take(round_up(p.head_dim_v, 16) * lanes, panels);
+  size.take(round_up(head_dim_v, 16) * lanes, panels);
   size.take(lanes, 2 * panels);
   if (plan.algorithm == Algorithm::kStandard) {
     size.take(product(p.max_seqlen_k, lanes));
@@ -200,14 +194,13 @@ int64_t backward_scratch(const Problem& p, const CpuPlan& plan) {
   size.take(round_up(p.head_dim, 16) * lanes, 2);
   size.take(p.head_dim_v * lanes);
   size.take(lanes, 5);
-  size.take(plan.step_n * lanes, 5);
+  size.take(plan.step_rows() * lanes, 5);
   size.take(2 * lanes, 2);
   size.take(plan.step_n * lanes * (plan.wide ? 1 : 2));  // sums of bias gradients
   if (plan.algorithm == Algorithm::kStandard) {
-    size.take(plan.tile_n * max64(p.head_dim, p.head_dim_v), 2);
-    size.take(plan.rows_buffer_size);
     size.take(3 * lanes);
-    size.take(product(p.max_seqlen_k, lanes), 3);
+    size.take(product(sum(p.max_seqlen_k, spare), lanes), 3);
+    return max64(size.bytes, forward_scratch(p, plan, p.head_dim));
   }
   return size.bytes;
 }
@@ -288,7 +281,8 @@ void lay_out_workspace(const Problem& p, const Totals& totals, CpuPlan& plan) {
   if (standard) place(plan.scores, score_bytes);
   if (standard && plan.backward) place(plan.gradients, score_bytes);
   plan.shared_bytes = offset;
-  plan.scratch_bytes = plan.backward ? backward_scratch(p, plan) : forward_scratch(p, plan);
+  plan.scratch_bytes =
+      plan.backward ? backward_scratch(p, plan) : forward_scratch(p, plan, p.head_dim_v);
   // One alignment more, since the caller's workspace may begin anywhere.
   plan.workspace_bytes = sum(sum(offset, product(plan.scratch_bytes, plan.workers)), kAlignment);
 }
@@ -302,6 +296,11 @@ int64_t count_query_blocks(const CpuPlan& plan, const Sequence& s) {
 int64_t count_key_blocks(const CpuPlan& plan, const Sequence& s) {
   if (plan.decode_rows == 0) return ceil_div(s.seqlen_k_given, plan.tile_keys);
   return plan.decodes(s.seqlen_q) ? plan.decode_pieces(s) : 0;
+}
+
+int matrix_parts(const Problem& problem) {
+  if (problem.dtype == DType::kFloat16) return 2;
+  return problem.dtype == DType::kBFloat16 && !problem.sink.present ? 1 : 0;
 }
 
 CpuPlan make_plan(const Problem& problem, const Machine& machine, int workers) {

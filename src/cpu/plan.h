@@ -18,6 +18,12 @@ struct Machine {
   int64_t l2_bytes = 1 << 20;
 };
 
+// Parts of a matrix unit's operands (matrix_unit.h), 0 where it has nothing to do. float32 would
+// take three parts and six products, which is slower than multiply-adds (decision 8). A sink may
+// leave weights that are all subnormal, which the unit takes for 0 and bfloat16 results would show;
+// both passes multiply alike, since the backward pass recomputes the weights of the forward pass.
+int matrix_parts(const Problem& problem);
+
 CpuPlan make_plan(const Problem& problem, const Machine& machine, int workers);
 
 // Tasks of one head of a sequence, by blocks of queries and by blocks (or pieces) of keys.

@@ -52,6 +52,7 @@ struct StandardBlock {
     const BlockTask found = find_block<Isa>(w.job.template array<int64_t>(w.plan.query_blocks),
                                             w.problem.batch, w.problem.num_heads_q, task);
     s = w.problem.sequence(found.b);
+    w.use_unit(s.seqlen_q);
     panel_rows = w.plan.panel_rows(s.seqlen_q);
     t.b = found.b;
     t.h = found.h;
@@ -91,7 +92,7 @@ void standard_scores_task(void* job, int64_t task, int worker, Progress& progres
   const Problem& p = w.problem;
   StandardBlock<Isa, Real> block(w, task);
   const int head_dim = static_cast<int>(p.head_dim);
-  Real* k_scratch = w.take(w.plan.tile_n * head_dim);
+  const KeyBuffers<Real> buffers = take_key_buffers(w);
   Real* rows_buffer = w.take(w.plan.rows_buffer_size);
   const TileScratch<Real> scratch = take_tile_scratch<Isa, Real>(w, block.t.lanes);
   const ScoreScale<Real> scale = make_score_scale<Isa, Real>(p, false);
@@ -102,25 +103,26 @@ void standard_scores_task(void* job, int64_t task, int worker, Progress& progres
     panels[n] = {.q0 = block.t.q0,
                  .rows = block.t.rows,
                  .lanes = block.t.lanes,
-                 .q_t = w.take(static_cast<int64_t>(head_dim) * block.t.lanes)};
+                 .q_t = w.take(static_cast<int64_t>(head_dim) * block.t.lanes),
+                 .q_parts = take_query_parts(w, block.t.lanes)};
     load_panel_queries<Isa, Real>(w, block.s, block.t.h, panels[n], rows_buffer);
   }
   for (int64_t k0 = 0, k_end = 0; k0 < block.s.seqlen_k; k0 = k_end) {
     if (!w.keep_going()) return;
     k_end = block.select_keys(w, k0);
-    load_keys<Isa, Real>(w,
-                         {p.k,
-                          block.s,
-                          block.t.b,
-                          block.t.h / p.group_size,
-                          {k0, k0 + block.t.keys},
-                          head_dim,
-                          head_dim},
-                         k_scratch);
+    const KeyTile<Real> tile = {.k0 = k0,
+                                .keys = block.t.keys,
+                                .k = buffers.k,
+                                .k_ld = head_dim,
+                                .k_parts = buffers.k_parts};
+    load_keys<Isa, Real>(
+        w, {p.k, block.s, block.t.b, block.t.h / p.group_size, {k0, k_end}, head_dim, head_dim},
+        buffers.k);
+    pack_tile<Isa, Real>(w, {tile.k, tile.k_ld, tile.keys, head_dim}, false, tile.k_parts);
     for (int n = 0; n < num_panels; ++n) {
       block.select_panel(panels[n].q0);
       tile_logits<Isa, Real>(w, block.t, classify<Isa>(p, block.t) != TileClass::kFull, scale,
-                             score_tile(scratch, panels[n].q_t, k_scratch, head_dim));
+                             score_tile(scratch, panels[n], tile, k0));
       store_scores<Isa, Real>(w, w.plan.scores, block.t, scratch.s);
     }
     kernel_progress(progress, static_cast<double>(block.q_end - block.q_begin) * block.t.keys);
@@ -197,60 +199,78 @@ void standard_softmax_task(void* job, int64_t task, int worker, Progress& progre
   }
 }
 
+// hide = -inf for the pairs that add nothing to a gradient, whatever their rows hold. weights: P,
+// or dS.
 template <class Isa, class Real>
-void standard_output_task(void* job, int64_t task, int worker, Progress& progress) {
+inline void hide_pairs(Worker<Isa, Real>& w, const Tile& t, const Real* weights, Real* hide,
+                       Real* lane_buffer) {
+  fill_hide<Isa, Real>(w, t, hide, lane_buffer);
+  hide_dead_rows<Isa, Real>(w.problem, t, hide);
+  hide_weightless<Isa, Real>(w.problem, t, weights, hide);
+}
+
+// O^T = V^T (keep P)^T, in the backward pass dQ^T = K^T dS^T: panels share each tile of V or K.
+template <class Isa, class Real>
+void standard_product_task(void* job, int64_t task, int worker, Progress& progress) {
   Worker<Isa, Real> w(job, worker, progress);
   const Problem& p = w.problem;
+  const bool backward = w.plan.backward;
   StandardBlock<Isa, Real> block(w, task);
-  const int dim = static_cast<int>(p.head_dim_v);
-  Real* v_scratch = w.take(w.plan.tile_n * dim);
+  const int dim = static_cast<int>(backward ? p.head_dim : p.head_dim_v);
+  const int64_t lanes = block.t.lanes;
+  Real* rows = w.take(w.plan.tile_n * dim);
+  const int64_t depth = value_depth(w.plan);
+  const Parts columns = w.take_parts(left_size(w.parts, dim, depth), depth, w.plan.tile_n);
   const TileScratch<Real> scratch = take_tile_scratch<Isa, Real>(w, block.t.lanes);
   const int num_panels = static_cast<int>(ceil_div(block.q_end - block.q_begin, block.panel_rows));
-  Real* acc_o[kMaxPanels];
+  Real* sums[kMaxPanels];
   for (int n = 0; n < num_panels; ++n) {
-    acc_o[n] = w.take(static_cast<int64_t>(dim) * block.t.lanes);
-    fill_lanes<Isa, Real>(acc_o[n], static_cast<int64_t>(dim) * block.t.lanes, Real{0});
+    sums[n] = w.take(round_up(dim, 16) * lanes);
+    fill_lanes<Isa, Real>(sums[n], dim * lanes, Real{0});
   }
   for (int64_t k0 = 0, k_end = 0; k0 < block.s.seqlen_k; k0 = k_end) {
     if (!w.keep_going()) return;
     k_end = block.select_keys(w, k0);
     load_keys<Isa, Real>(
-        w, {p.v, block.s, block.t.b, block.t.h / p.group_size, {k0, k0 + block.t.keys}, dim, dim},
-        v_scratch);
-    const bool nonfinite = has_nonfinite<Isa, Real>(v_scratch, block.t.keys, dim, dim);
+        w,
+        {backward ? p.k : p.v, block.s, block.t.b, block.t.h / p.group_size, {k0, k_end}, dim, dim},
+        rows);
+    pack_tile<Isa, Real>(w, {rows, dim, block.t.keys, dim}, true, columns);
+    const bool nonfinite = has_nonfinite<Isa, Real>(rows, block.t.keys, dim, dim);
     for (int n = 0; n < num_panels; ++n) {
       block.select_panel(block.q_begin + n * block.panel_rows);
-      load_scores<Isa, Real>(w, w.plan.scores, block.t, scratch.s);
-      if (p.dropout.enabled) apply_keep<Isa, Real>(p, block.t, scratch.extra, scratch.s);
-      const GemmTile<Real> product = {.a = v_scratch,
+      const Tile& t = block.t;
+      load_scores<Isa, Real>(w, backward ? w.plan.gradients : w.plan.scores, t, scratch.s);
+      if (!backward && p.dropout.enabled) apply_keep<Isa, Real>(p, t, scratch.extra, scratch.s);
+      if (nonfinite && backward) hide_pairs(w, t, scratch.s, scratch.hide, scratch.lane);
+      if (nonfinite && !backward) fill_hide<Isa, Real>(w, t, scratch.hide, scratch.lane);
+      const GemmTile<Real> product = {.a = rows,
                                       .a_row = 1,
                                       .a_step = dim,
                                       .b = scratch.s,
-                                      .b_step = block.t.lanes,
-                                      .c = acc_o[n],
-                                      .c_row = block.t.lanes,
+                                      .b_step = lanes,
+                                      .c = sums[n],
+                                      .c_row = lanes,
                                       .rows = dim,
-                                      .cols = block.t.lanes,
-                                      .depth = block.t.keys,
-                                      .accumulate = true};
-      if (nonfinite) {
-        fill_hide<Isa, Real>(w, block.t, scratch.hide, scratch.lane);
-        accumulate_visible<Isa, Real>(product, scratch.hide);
-      } else {
-        gemm<Isa, Real>(product);
-      }
+                                      .cols = t.lanes,
+                                      .depth = t.keys,
+                                      .accumulate = true,
+                                      .left = columns,
+                                      .right = scratch.weights_parts};
+      if (multiply_weights<Isa, Real>(product, true, nonfinite ? scratch.hide : nullptr)) continue;
+      nonfinite ? accumulate_visible<Isa, Real>(product, scratch.hide) : gemm<Isa, Real>(product);
     }
     kernel_progress(progress, static_cast<double>(block.q_end - block.q_begin) * block.t.keys);
   }
-  for (int i = 0; i < block.t.lanes; ++i) {
-    scratch.lane[i] = static_cast<Real>(p.dropout.enabled ? p.dropout.scale : 1.0);
-  }
+  const double factor = backward ? p.softmax_scale : (p.dropout.enabled ? p.dropout.scale : 1.0);
+  for (int i = 0; i < block.t.lanes; ++i) scratch.lane[i] = to_finite<Isa, Real>(factor);
   for (int n = 0; n < num_panels; ++n) {
     block.select_panel(block.q_begin + n * block.panel_rows);
-    const Panel<Real> panel = {.lanes = block.t.lanes, .acc_o = acc_o[n]};
-    divide_rows<Isa, Real>(panel, dim, row_cell(w, block.t, block.t.q0));
-    store_queries<Isa, Real>(w, {p.out, block.s, block.t.h, block.t.q0, block.t.rows, dim, dim},
-                             acc_o[n], block.t.lanes, scratch.lane);
+    const Tile& t = block.t;
+    const Panel<Real> panel = {.lanes = t.lanes, .acc_o = sums[n]};
+    if (!backward) divide_rows<Isa, Real>(panel, dim, row_cell(w, t, t.q0));
+    store_queries<Isa, Real>(w, {backward ? p.dq : p.out, block.s, t.h, t.q0, t.rows, dim, dim},
+                             sums[n], t.lanes, scratch.lane);
   }
 }
 

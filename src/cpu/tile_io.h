@@ -19,7 +19,8 @@ struct Worker {
   Progress& progress;
   int id;
   WorkerTraffic& traffic;
-  char* free;  // bump allocator over the scratch slice
+  char* free;     // bump allocator over the scratch slice
+  int parts = 0;  // of the operands of the matrix unit in this task; 0: it is not used
 
   Worker(void* opaque, int worker, Progress& p)
       : problem(*static_cast<const KernelJob*>(opaque)->problem),
@@ -28,14 +29,19 @@ struct Worker {
         progress(p),
         id(worker),
         traffic(*reinterpret_cast<WorkerTraffic*>(job.scratch(worker))),
-        free(job.scratch(worker) + sizeof(WorkerTraffic)) {
-    if (plan.parts > 0) MatrixUnit<Isa, Real>::begin();
-  }
+        free(job.scratch(worker) + sizeof(WorkerTraffic)) {}
   ~Worker() {
-    if (plan.parts > 0) MatrixUnit<Isa, Real>::end();
+    if (parts > 0) MatrixUnit<Isa, Real>::end();
   }
   Worker(const Worker&) = delete;
   Worker& operator=(const Worker&) = delete;
+
+  // First of all in a task about a sequence of so many queries, or about several of at most as
+  // many.
+  void use_unit(int64_t seqlen_q) {
+    parts = plan.parts_for(seqlen_q);
+    restore_unit();
+  }
 
   // count values, 64-byte aligned, uninitialised. The plan has sized the slice for all of them.
   Real* take(int64_t count) {
@@ -45,17 +51,17 @@ struct Worker {
   }
   // A packed operand of so many 16-bit values, with flags for `sources` rows or lanes if any.
   Parts take_parts(int64_t values, int64_t ld, int64_t sources) {
-    Parts parts;
-    if (plan.parts == 0) return parts;
-    parts.data = reinterpret_cast<uint16_t*>(take(ceil_div(values * 2, sizeof(Real))));
-    parts.parts = plan.parts;
-    parts.stride = values / plan.parts;
-    parts.ld = ld;
+    Parts packed;
+    if (parts == 0) return packed;
+    packed.data = reinterpret_cast<uint16_t*>(take(ceil_div(values * 2, sizeof(Real))));
+    packed.parts = parts;
+    packed.stride = values / parts;
+    packed.ld = ld;
     if (sources > 0) {
-      parts.any_hard = reinterpret_cast<uint8_t*>(take(ceil_div(sources + 1, sizeof(Real))));
-      parts.hard = parts.any_hard + 1;
+      packed.any_hard = reinterpret_cast<uint8_t*>(take(ceil_div(sources + 1, sizeof(Real))));
+      packed.hard = packed.any_hard + 1;
     }
-    return parts;
+    return packed;
   }
   void count_read(int64_t bytes) { traffic.bytes_read += bytes; }
   void count_written(int64_t bytes) { traffic.bytes_written += bytes; }
@@ -66,7 +72,7 @@ struct Worker {
   }
   // Whoever was called back may have used the matrix unit for something else. No tile is live then.
   void restore_unit() {
-    if (plan.parts > 0) MatrixUnit<Isa, Real>::begin();
+    if (parts > 0) MatrixUnit<Isa, Real>::begin();
   }
 };
 
@@ -286,6 +292,24 @@ inline bool tile_has_nonfinite(Worker<Isa, Real>& w, const Real* src, int64_t ro
     if (has_nonfinite<Isa, Real>(src + i * ld, count, dim, static_cast<int>(ld))) return true;
   }
   return false;
+}
+
+// Packs a tile of any size as a left operand: its rows, or its columns as rows. Nothing where dst
+// is not there.
+template <class Isa, class Real>
+inline void pack_tile(Worker<Isa, Real>& w, PackSource<Real> src, bool by_columns, Parts dst) {
+  using Unit = MatrixUnit<Isa, Real>;
+  if (dst.data == nullptr) return;
+  const int64_t rows = src.rows;
+  bool hard = false;
+  for (int64_t i = 0; i < rows && (i == 0 || w.keep_going()); i += kPollRows) {
+    src.rows = min64(kPollRows, rows - i);
+    by_columns ? Unit::pack_left_transposed(src, dst) : Unit::pack_left(src, dst);
+    hard |= dst.has_hard();
+    src.data += kPollRows * src.ld;
+    dst = by_columns ? depth_from(dst, kPollRows) : rows_from(dst, kPollRows);
+  }
+  *dst.any_hard = static_cast<uint8_t>(hard);
 }
 
 // [rows][ld] to 0.

@@ -45,8 +45,8 @@ struct MatrixUnit<Amx, float> {
   // The rows of src as a left operand.
   static void pack_left(const PackSource<float>& src, const Parts& dst) {
     clear_marks(dst, 0);
-    const int padded_rows = (src.rows + kTile - 1) / kTile * kTile;
-    for (int row = 0; row < padded_rows; ++row) {
+    const int64_t padded_rows = (src.rows + kTile - 1) / kTile * kTile;
+    for (int64_t row = 0; row < padded_rows; ++row) {
       bool hard = false;
       for (int c = 0; c < dst.ld; c += 32) {
         __m512 x[2] = {};
@@ -61,11 +61,12 @@ struct MatrixUnit<Amx, float> {
     }
   }
 
-  // The columns of src as the rows of a left operand. Marks rows of src.
+  // The columns of src as the rows of a left operand, and zeros for 32 in depth beyond. Marks rows
+  // of src.
   static void pack_left_transposed(const PackSource<float>& src, const Parts& dst) {
     clear_marks(dst, src.rows);
     for (int row = 0; row < src.columns; row += kTile) {
-      for (int k0 = 0; k0 < dst.ld; k0 += 32) {
+      for (int64_t k0 = 0; k0 < padded_depth(src.rows) + 32; k0 += 32) {
         V block[2][kTile];
         for (int i = 0; i < 32; ++i) {
           __m512 x = {};
@@ -125,12 +126,12 @@ struct MatrixUnit<Amx, float> {
   static V only_hard(V x) { return {_mm512_maskz_mov_ps(hard_lanes(x.v), x.v)}; }
 
  private:
-  static void clear_marks(const Parts& dst, int count) {
+  static void clear_marks(const Parts& dst, int64_t count) {
     if (dst.hard == nullptr) return;
     *dst.any_hard = 0;
-    for (int i = 0; i < count; ++i) dst.hard[i] = 0;
+    for (int64_t i = 0; i < count; ++i) dst.hard[i] = 0;
   }
-  static void mark(const Parts& dst, int i, bool hard) {
+  static void mark(const Parts& dst, int64_t i, bool hard) {
     dst.hard[i] = hard;
     *dst.any_hard |= static_cast<uint8_t>(hard);
   }

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where the matrix unit multiplies: for 16-bit inputs, by itself in sequences of more queries than
+// it takes to pay, by name in all. Every sequence decides for itself, and for both passes.
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "conformance/call_testing.h"
+#include "property/slices.h"
+
+namespace attentile::property {
+namespace {
+
+using conformance::base_case;
+using conformance::run_call;
+using conformance::same_bits;
+using conformance::Target;
+
+constexpr Algorithm kAlgorithms[] = {Algorithm::kStandard, Algorithm::kFlash1, Algorithm::kFlash2};
+
+// 16-bit inputs, and the most queries of a sequence for which the unit does not pay.
+struct Few {
+  DType dtype;
+  int32_t queries;
+};
+constexpr Few kFew[] = {{DType::kBFloat16, 16}, {DType::kFloat16, 64}};
+
+class MatrixUnit : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    const std::vector<Isa> isas = available_isas();
+    if (std::count(isas.begin(), isas.end(), Isa::kAmx) == 0) GTEST_SKIP() << "no AMX here";
+    if (std::getenv("ATTENTILE_CPU_ISA") != nullptr) GTEST_SKIP() << "ATTENTILE_CPU_ISA is set";
+  }
+};
+
+Plan plan_of(const Case& c, const Target& target, bool backward) {
+  const Values values = conformance::make_values(c);
+  Results results = conformance::empty_results(c, values);
+  AttentionOptions options = conformance::options_of(c);
+  options.algorithm = target.algorithm;
+  options.isa = target.isa;
+  const AttentionInputs inputs = conformance::inputs_of(values);
+  const AttentionOutputs outputs = conformance::outputs_of(results);
+  const AttentionGradients gradients = conformance::gradients_of(values, results);
+  const Result<Plan> plan = backward ? plan_backward(inputs, outputs, gradients, options)
+                                     : plan_forward(inputs, outputs, options);
+  EXPECT_TRUE(plan.ok()) << plan.status().message();
+  return plan.ok() ? *plan : Plan{};
+}
+
+bool has_note(const Plan& plan, const std::string& text) {
+  return std::any_of(plan.notes.begin(), plan.notes.end(),
+                     [&](const std::string& note) { return note.find(text) != std::string::npos; });
+}
+
+TEST_F(MatrixUnit, IsChosenWhereItHasSomethingToDo) {
+  for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16}) {
+    for (const bool sink : {false, true}) {
+      for (const Algorithm algorithm : kAlgorithms) {
+        Case c = base_case(dtype);
+        c.sink = sink;
+        const bool expected = dtype == DType::kFloat16 || (dtype == DType::kBFloat16 && !sink);
+        for (const bool backward : {false, true}) {
+          SCOPED_TRACE(std::string(to_string(dtype)) + " " + to_string(algorithm) +
+                       (sink ? " sink" : "") + (backward ? " backward" : ""));
+          const Plan plan = plan_of(c, {algorithm, Isa::kAuto}, backward);
+          EXPECT_EQ(plan.isa == Isa::kAmx, expected) << to_string(plan.isa);
+          EXPECT_EQ(has_note(plan, "amx does not run: its matrix unit is for float16"), !expected);
+          const Plan named = plan_of(c, {algorithm, Isa::kAmx}, backward);
+          EXPECT_EQ(named.isa, Isa::kAmx);
+          EXPECT_EQ(has_note(named, "run on the matrix unit"), expected);
+          EXPECT_EQ(has_note(named, "the matrix unit does not run: it is for float16"), !expected);
+        }
+      }
+    }
+  }
+}
+
+TEST_F(MatrixUnit, PaysFromSoManyQueriesOn) {
+  for (const Few& few : kFew) {
+    for (const Algorithm algorithm : kAlgorithms) {
+      for (const int more : {0, 1}) {
+        Case c = base_case(few.dtype);
+        c.seqlen_q = few.queries + more;
+        c.bias = {true, DType::kFloat32, {c.num_heads_q, c.seqlen_q, c.seqlen_k}};
+        c.dbias = true;
+        SCOPED_TRACE(std::string(to_string(few.dtype)) + " " + to_string(algorithm) + " " +
+                     std::to_string(c.seqlen_q));
+        const Values values = conformance::make_values(c);
+        const Results by_itself = run_call(c, values, {algorithm, Isa::kAuto});
+        const Results on_unit = run_call(c, values, {algorithm, Isa::kAmx});
+        const Results without = run_call(c, values, {algorithm, Isa::kAvx512});
+        EXPECT_TRUE(same_bits(more == 0 ? without : on_unit, by_itself));
+        EXPECT_FALSE(same_bits(more == 0 ? on_unit : without, by_itself));
+        const Plan plan = plan_of(c, {algorithm, Isa::kAuto}, false);
+        const std::string bound = "more than " + std::to_string(few.queries) + " queries";
+        EXPECT_TRUE(has_note(plan, "run on the matrix unit, in sequences of " + bound) == more);
+        EXPECT_TRUE(has_note(plan, "matrix unit does not run: it pays from " + bound) != more);
+      }
+    }
+  }
+}
+
+TEST_F(MatrixUnit, EverySequenceDecidesForItself) {
+  for (const Few& few : kFew) {
+    for (const Algorithm algorithm : kAlgorithms) {
+      SCOPED_TRACE(std::string(to_string(few.dtype)) + " " + to_string(algorithm));
+      Case c = base_case(few.dtype);
+      c.varlen = true;
+      c.lengths_q = {few.queries, few.queries + 1, 70, 12, 0, 16};
+      c.lengths_k = {75, 40, 75, 300, 9, 600};
+      c.batch = static_cast<int64_t>(c.lengths_q.size());
+      c.seqlen_q = 70;
+      c.seqlen_k = 600;
+      c.bias = {true, DType::kFloat32, {c.batch, c.num_heads_q, c.seqlen_q, c.seqlen_k}};
+      c.dbias = true;
+      const Values values = conformance::make_values(c);
+      const Results whole = run_call(c, values, {algorithm, Isa::kAuto});
+      for (int64_t b = 0; b < c.batch; ++b) {
+        const Part part = sequence_part(c, values, b);
+        const Results alone = run_call(part.c, part.values, {algorithm, Isa::kAuto});
+        EXPECT_TRUE(same_bits(alone, sequence_results(c, whole, b))) << "sequence " << b;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace attentile::property
