@@ -219,7 +219,9 @@ inline void accumulate_dk_dv(Worker<Isa, Real>& w, const Tile& t, int64_t key_ro
     if (visible_only) return accumulate_visible_keys<Isa, Real>(product, r.hide, t.lanes);
     for_key_groups<Isa, Real>(t, nonfinite.partial, [&](int k, int keys, VectorRange vectors) {
       constexpr int kLanes = Vec<Isa, Real>::kLanes;
-      const int first = vectors.begin * kLanes;
+      // Sums are cut where those of the whole depth are.
+      const int unit = t.rows <= kLongestSum<Real> ? 1 : kLongestSum<Real>;
+      const int first = vectors.begin * kLanes / unit * unit;
       GemmTile<Real> part = product;
       part.a += k * part.a_row + first;
       part.b += first * part.b_step;
@@ -270,7 +272,7 @@ inline void backward_tile(Worker<Isa, Real>& w, const Tile& t, const ScoreScale<
                              .left = depth_from(r.k_columns, key_row),
                              .right = r.ds_lanes};
   if (multiply_weights<Isa, Real>(dq, true, partial ? r.hide : nullptr)) return;
-  if (nonfinite(k, t.keys, dim, ld)) return accumulate_visible<Isa, Real>(dq, r.hide);
+  const bool visible_only = nonfinite(k, t.keys, dim, ld);
   for_key_groups<Isa, Real>(t, partial, [&](int first, int count, VectorRange vectors) {
     const int lane = vectors.begin * Vec<Isa, Real>::kLanes;
     GemmTile<Real> part = dq;
@@ -279,7 +281,8 @@ inline void backward_tile(Worker<Isa, Real>& w, const Tile& t, const ScoreScale<
     part.c += lane;
     part.cols = vectors.end * Vec<Isa, Real>::kLanes - lane;
     part.depth = count;
-    gemm<Isa, Real>(part);
+    visible_only ? accumulate_visible<Isa, Real>(part, r.hide + first * t.lanes + lane)
+                 : gemm<Isa, Real>(part);
   });
 }
 
