@@ -115,6 +115,21 @@ inline void load_block_keys(Worker<Isa, Real>& w, const Tile& head, KeyRange key
                        r.k_columns);
 }
 
+// Asks for rows of q and dout ahead of their use.
+template <class Isa, class Real>
+inline void prefetch_queries(const Worker<Isa, Real>& w, const Tile& t, int64_t begin,
+                             int64_t end) {
+  const auto prefetch = [&](const Array4& array, int64_t dim) {
+    const int64_t bytes = array.stride[3] == 1 ? dim * size_of(array.dtype) : 0;
+    for (int64_t i = begin; i < min64(end, t.s->seqlen_q); ++i) {
+      const char* row = array.at(t.s->batch_q, t.s->row_q + i, t.h, 0);
+      for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(row + byte, 0, 2);
+    }
+  };
+  prefetch(w.problem.q, w.problem.head_dim);
+  prefetch(w.problem.dout, w.problem.head_dim_v);
+}
+
 // One panel of queries (t.h, t.q0, t.rows) against one block of keys. False: stopped.
 template <class Isa, class Real>
 inline bool backward_panel(Worker<Isa, Real>& w, Tile t, int64_t block, KeyRange keys,
@@ -126,6 +141,8 @@ inline bool backward_panel(Worker<Isa, Real>& w, Tile t, int64_t block, KeyRange
   fill_lanes<Isa, Real>(r.dq_t, p.head_dim * t.lanes, Real{0});
   if (r.sums != nullptr) fill_lanes<Isa, Real>(r.sums, int64_t{2} * t.lanes, Real{0});
   bool touched = false;
+  const int64_t steps = max64(1, ceil_div(range.end - range.begin, w.plan.step_n));
+  int64_t next = t.q0 + t.rows;  // of the next panel's rows, to be asked for
   for (int64_t j = range.begin; j < range.end;) {
     const int64_t end = min64(next_key_tile<Isa>(p, w.plan.step_n, j), range.end);
     t.k0 = j;
@@ -138,6 +155,9 @@ inline bool backward_panel(Worker<Isa, Real>& w, Tile t, int64_t block, KeyRange
     if (!touched) pack_panel_rows(w, t, r);
     touched = true;
     backward_tile<Isa, Real>(w, t, scale, t.k0 - keys.begin, r);
+    const int64_t share = ceil_div(t.rows, steps);
+    prefetch_queries<Isa, Real>(w, t, next, next + share);
+    next += share;
   }
   return add_dq<Isa, Real>(w, t, block, touched, r);
 }
@@ -149,8 +169,8 @@ inline bool backward_block(Worker<Isa, Real>& w, const Tile& head, int64_t block
   const Problem& p = w.problem;
   const CpuPlan& plan = w.plan;
   const Sequence& s = *head.s;
-  const KeyRange keys = {block * plan.tile_keys,
-                         min64((block + 1) * plan.tile_keys, s.seqlen_k_given)};
+  const int64_t size = plan.block_keys(s);
+  const KeyRange keys = {block * size, min64((block + 1) * size, s.seqlen_k_given)};
   const KeyRange used = {keys.begin, min64(keys.end, s.seqlen_k)};
   const int panel_rows = plan.panel_rows(s.seqlen_q);
   clear_tile<Isa, Real>(w, r.dk, keys.end - keys.begin, plan.padded_dim);
@@ -204,7 +224,7 @@ void flash1_backward_task(void* job, int64_t task, int worker, Progress& progres
   w.use_unit(s.seqlen_q);
   const BackwardScratch<Real> scratch =
       take_backward_scratch<Isa, Real>(w, w.plan.panel_lanes(w.plan.panel_rows(s.seqlen_q)));
-  const int64_t blocks = ceil_div(s.seqlen_k_given, w.plan.tile_keys);
+  const int64_t blocks = ceil_div(s.seqlen_k_given, w.plan.block_keys(s));
   for (int64_t block = 0; block < blocks; ++block) {
     if (!backward_block<Isa, Real>(w, head, block, scratch)) return;
   }

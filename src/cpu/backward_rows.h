@@ -7,12 +7,13 @@
 
 namespace attentile::cpu {
 
-// The first and the last block of tile_keys keys that a panel meets, as [begin, end).
+// The first and the last block of keys that a panel meets, as [begin, end).
 template <class Isa>
 inline KeyRange blocks_of_panel(const CpuPlan& plan, const Sequence& s, int64_t q0, int64_t rows) {
   const KeyRange keys = s.band.keys(q0, q0 + rows);
   if (keys.end <= keys.begin) return {0, 0};
-  return {keys.begin / plan.tile_keys, ceil_div(keys.end, plan.tile_keys)};
+  const int64_t size = plan.block_keys(s);
+  return {keys.begin / size, ceil_div(keys.end, size)};
 }
 
 template <class Isa, class Real>

@@ -82,10 +82,12 @@ struct CpuPlan {
   int lanes = 4;
   int workers = 1;
 
-  int64_t tile_n = 64;     // keys of a tile, as it is loaded
-  int64_t step_n = 64;     // keys of a tile of scores: tile_n, but kStepKeys at most
-  int64_t tile_m = 64;     // queries of a forward task, a multiple of the panel
-  int64_t tile_keys = 64;  // keys of a backward task, a multiple of tile_n
+  int64_t tile_n = 64;           // keys of a tile, as it is loaded
+  int64_t step_n = 64;           // keys of a tile of scores: tile_n, but kStepKeys at most
+  int64_t tile_m = 64;           // queries of a forward task, a multiple of the panel
+  int64_t tile_keys = 64;        // keys of a backward task, a multiple of tile_n
+  int64_t tile_keys_short = 64;  // the same, for sequences of fewer keys than
+  int64_t long_keys = 0;
   int panel_rows_max = 0;  // queries of a panel (the SIMD lanes run along them) at most
   int panel_lanes_max = 0;
   int panel_rows_fixed = 0;      // flash1: B_r; 0: by the sequence's length, see panel_rows()
@@ -121,6 +123,10 @@ struct CpuPlan {
     int rows = lanes;
     while (rows < seqlen_q && rows < panel_rows_max) rows *= 2;
     return rows;
+  }
+  // Keys of a backward task.
+  [[gnu::always_inline]] int64_t block_keys(const Sequence& s) const {
+    return s.seqlen_k_given < long_keys ? tile_keys_short : tile_keys;
   }
   // Pieces of the keys for a sequence of few queries, counted from the first that it sees. One at
   // least, so that rows that see nothing are written too.

@@ -101,10 +101,15 @@ void choose_tiles(const Problem& p, const Machine& machine, CpuPlan& plan) {
     plan.tile_n = kStepKeys;
     plan.panel_rows_max = plan.lanes * kPanelVectors;
     const int64_t width = plan.padded_dim + plan.padded_dim_v;
-    // Keys of a backward task: K, V and their gradients stay in L2. Each panel is packed anew for
-    // every task, which a matrix unit makes up for with more keys.
+    // Keys of a backward task: K, V and their gradients stay in L2. Each panel is fetched (and
+    // packed, for a matrix unit) anew for every task, which more keys make up for; short sequences
+    // are rather cut into more tasks.
     const int64_t steps = width <= 160 ? 4 : (width <= 320 ? 2 : 1);
-    plan.tile_keys = steps * kStepKeys * (plan.parts > 0 ? 2 : 1);
+    plan.tile_keys_short = steps * kStepKeys * (plan.parts > 0 ? 2 : 1);
+    plan.long_keys = 16 * plan.tile_keys_short;
+    const bool fits = plan.tile_keys_short * 4 * width * value_bytes <= machine.l2_bytes / 2;
+    const bool any_long = p.max_seqlen_k >= plan.long_keys && fits;
+    plan.tile_keys = plan.tile_keys_short * (any_long ? 2 : 1);
     // Panels of a task: their Q and O share half of L2, and every worker should find four tasks.
     int64_t panels = p.block_mask.present && plan.algorithm != Algorithm::kStandard ? kPatternPanels
                                                                                     : kMaxPanels;
@@ -294,7 +299,7 @@ int64_t count_query_blocks(const CpuPlan& plan, const Sequence& s) {
 }
 
 int64_t count_key_blocks(const CpuPlan& plan, const Sequence& s) {
-  if (plan.decode_rows == 0) return ceil_div(s.seqlen_k_given, plan.tile_keys);
+  if (plan.decode_rows == 0) return ceil_div(s.seqlen_k_given, plan.block_keys(s));
   return plan.decodes(s.seqlen_q) ? plan.decode_pieces(s) : 0;
 }
 

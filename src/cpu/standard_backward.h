@@ -135,8 +135,8 @@ void standard_dkdv_task(void* job, int64_t task, int worker, Progress& progress)
   t.s = &s;
   t.lanes = plan.panel_lanes(panel_rows);
   const BackwardScratch<Real> r = take_backward_scratch<Isa, Real>(w, t.lanes);
-  const KeyRange keys = {found.block * plan.tile_keys,
-                         min64((found.block + 1) * plan.tile_keys, s.seqlen_k_given)};
+  const KeyRange keys = {found.block * plan.block_keys(s),
+                         min64((found.block + 1) * plan.block_keys(s), s.seqlen_k_given)};
   const int64_t used = min64(keys.end, s.seqlen_k);
   const int dim = static_cast<int>(p.head_dim);
   const int dim_v = static_cast<int>(p.head_dim_v);
