@@ -47,6 +47,19 @@ struct Totals {
   int64_t scores = 0;  // padded_rows x seqlen_k
 };
 
+// Threads that have enough to do: to wake one takes some microseconds, in which it could do about
+// kWorkOfThread multiply-adds.
+int useful_workers(const Problem& p, int workers) {
+  constexpr int64_t kWorkOfThread = 200'000;
+  int64_t work = 0;
+  for_sequences(p, [&](const Sequence& s, int64_t times) {
+    const int64_t rate = s.seqlen_q <= kDecodeQueries ? 4 : 1;  // few queries take their time
+    work = sum(work, product(product(s.seqlen_q, s.seqlen_k), rate * times));
+  });
+  work = product(product(work, p.num_heads_q), p.head_dim + p.head_dim_v);
+  return static_cast<int>(min64(workers, 1 + work / kWorkOfThread));
+}
+
 int64_t padded_rows(const CpuPlan& plan, int64_t seqlen_q) {
   const int rows = plan.panel_rows(seqlen_q);
   return product(ceil_div(seqlen_q, rows), plan.panel_lanes(rows));
@@ -54,17 +67,13 @@ int64_t padded_rows(const CpuPlan& plan, int64_t seqlen_q) {
 
 Totals add_sequences(const Problem& p, const CpuPlan& plan) {
   Totals totals;
-  const bool uniform = has_equal_sequences(p);
-  const int64_t distinct = uniform ? min64(p.batch, 1) : p.batch;
-  for (int64_t b = 0; b < distinct; ++b) {
-    const Sequence s = p.sequence(b);
-    const int64_t times = uniform ? p.batch : 1;
+  for_sequences(p, [&](const Sequence& s, int64_t times) {
     const int64_t padded = padded_rows(plan, s.seqlen_q);
     totals.query_blocks = sum(totals.query_blocks, product(count_query_blocks(plan, s), times));
     totals.key_blocks = sum(totals.key_blocks, product(count_key_blocks(plan, s), times));
     totals.padded_rows = sum(totals.padded_rows, product(padded, times));
     totals.scores = sum(totals.scores, product(product(padded, s.seqlen_k), times));
-  }
+  });
   return totals;
 }
 
@@ -314,7 +323,7 @@ CpuPlan make_plan(const Problem& problem, const Machine& machine, int workers) {
   plan.isa = machine.isa;
   plan.backward = problem.backward;
   plan.wide = is_wide(problem);
-  plan.workers = workers;
+  plan.workers = useful_workers(problem, workers);
   choose_tiles(problem, machine, plan);
   if (has_nothing_to_compute(problem)) {
     plan.workers = 1;

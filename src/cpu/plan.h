@@ -41,6 +41,14 @@ inline bool has_equal_sequences(const Problem& problem) {
          problem.seqused_k.data == nullptr && problem.leftpad_k.data == nullptr;
 }
 
+// Calls f(sequence, times) for the batch entries; once for all of them where they are alike.
+template <class F>
+void for_sequences(const Problem& problem, F f) {
+  const bool equal = has_equal_sequences(problem);
+  const int64_t distinct = equal ? min64(problem.batch, 1) : problem.batch;
+  for (int64_t b = 0; b < distinct; ++b) f(problem.sequence(b), equal ? problem.batch : int64_t{1});
+}
+
 // No row of any head: out, lse and dq are empty, all else is 0. Such a call has no phases, and its
 // batch may be larger than any array over it could be.
 inline bool has_nothing_to_compute(const Problem& problem) {

@@ -73,16 +73,6 @@ __int128 count_pattern_tiles(const Problem& p, const Sequence& s, int64_t h, con
   return total;
 }
 
-// Calls f(sequence, times) for the batch entries; once for all of them where they are alike.
-template <class F>
-void for_sequences(const Problem& p, F f) {
-  if (has_equal_sequences(p)) {
-    if (p.batch > 0) f(p.sequence(0), p.batch);
-    return;
-  }
-  for (int64_t b = 0; b < p.batch; ++b) f(p.sequence(b), int64_t{1});
-}
-
 bool reads_pattern(const Problem& p, int panel_rows) {
   if (!p.block_mask.present || p.block_mask.data == nullptr) return false;
   const int64_t heads = p.block_mask.stride[0] == 0 ? 1 : p.num_heads_q;
