@@ -125,7 +125,6 @@ inline void finish_rows(Worker<Isa, float>& w, const DecodeTask& t, DecodePieces
   const DecodeState total = decode_state<Isa>(w.job, pieces.first);
   const int dim_v = static_cast<int>(p.head_dim_v);
   const V zero = V::set1(0.0f);
-  const V largest = V::set1(std::numeric_limits<float>::max());
   float row_max[kDecodeQueries];
   float row_sum[kDecodeQueries];
   float divisor[kDecodeQueries];
@@ -148,11 +147,10 @@ inline void finish_rows(Worker<Isa, float>& w, const DecodeTask& t, DecodePieces
     close_rows<Isa, float>(p, tile.h, panel, scale, divisor, ends);
     for (int n = 0; n < t.seqlen_q; ++n) {
       float* o = total.acc_o + (row - i + n) * w.plan.padded_dim_v;
-      const V l = V::set1(divisor[n]);
-      const V share = V::set1(static_cast<float>(ends[n].share));
+      const bool dead = divisor[n] > std::numeric_limits<float>::max();
+      const V factor = V::set1(static_cast<float>(ends[n].share / divisor[n]));
       for (int64_t c = 0; c < dim_v; c += V::kLanes) {
-        // Adding zero makes -0 into +0.
-        (V::select_lt(largest, l, zero, V::load(o + c) / l) * share + zero).store(o + c);
+        (dead ? zero : V::load(o + c) * factor + zero).store(o + c);  // -0 becomes +0
       }
       store_row<Isa, float>(o, p.out.at(t.s->batch_q, t.s->row_q + n, tile.h, 0), p.out.dtype,
                             p.out.stride[3], dim_v);

@@ -286,18 +286,19 @@ inline void store_lse(Worker<Isa, Real>& w, const Tile& t, const Panel<Real>& pa
   w.count_written(panel.rows * static_cast<int64_t>(sizeof(Real)));
 }
 
-// O = O / l, in place; 0 for rows whose every visible logit is -inf, also where a value they see is
-// NaN.
+// O = 0 in rows whose every visible logit is -inf, also where a value they see is NaN: those that
+// are divided by infinity.
 template <class Isa, class Real>
-inline void divide_rows(const Panel<Real>& panel, int head_dim_v, const Real* divisor) {
+inline void clear_dead_rows(const Panel<Real>& panel, int head_dim_v, const Real* divisor) {
   using V = Vec<Isa, Real>;
   const V zero = V::set1(Real{0});
+  const V largest = V::set1(std::numeric_limits<Real>::max());
   for (int i = 0; i < panel.lanes; i += V::kLanes) {
     const V l = V::load(divisor + i);
-    const V largest = V::set1(std::numeric_limits<Real>::max());
+    if (!V::any_lt(largest, l)) continue;
     for (int c = 0; c < head_dim_v; ++c) {
       Real* cell = panel.acc_o + static_cast<int64_t>(c) * panel.lanes + i;
-      V::select_lt(largest, l, zero, V::load(cell) / l).store(cell);
+      V::select_lt(largest, l, zero, V::load(cell)).store(cell);
     }
   }
 }
@@ -310,10 +311,10 @@ inline void store_panel(Worker<Isa, Real>& w, const Tile& t, const Panel<Real>& 
   const int head_dim_v = static_cast<int>(p.head_dim_v);
   RowEnd rows[kMaxPanelLanes];
   close_rows<Isa, Real>(p, t.h, panel, scale, lane_buffer, rows);
-  divide_rows<Isa, Real>(panel, head_dim_v, lane_buffer);
+  clear_dead_rows<Isa, Real>(panel, head_dim_v, lane_buffer);
   const double kept_scale = p.dropout.enabled ? p.dropout.scale : 1.0;
-  for (int i = 0; i < panel.lanes; ++i) {
-    lane_buffer[i] = static_cast<Real>(rows[i].share * kept_scale);
+  for (int i = 0; i < panel.lanes; ++i) {  // O is divided by l
+    lane_buffer[i] = static_cast<Real>(rows[i].share * kept_scale / lane_buffer[i]);
   }
   store_queries<Isa, Real>(w, {p.out, *t.s, t.h, panel.q0, panel.rows, head_dim_v, head_dim_v},
                            panel.acc_o, panel.lanes, lane_buffer);

@@ -99,13 +99,14 @@ template <class Isa, class Real>
 }
 
 // One vector of lanes, from lane i on, without a look at the maximum. False: the weights are not
-// right, for one is above the threshold or was not a number.
+// right, for nothing was seen before, or one is above the threshold or was not a number.
 template <class Isa, class Real>
 inline bool weigh_at_once(const Panel<Real>& panel, const WeightTile<Real>& tile, int i,
                           const WeightExp<Isa, Real>& exp) {
   using V = Vec<Isa, Real>;
   const int lanes = panel.lanes;
   const V row_max = V::load(panel.row_max + i);
+  if (!V::any_lt(V::set1(-std::numeric_limits<Real>::infinity()), row_max)) return false;
   const V most = V::set1(static_cast<Real>(1 << static_cast<int>(kRaiseThreshold<Real>)));
   const V zero = V::set1(Real{0});
   V sum = zero;

@@ -268,7 +268,7 @@ void standard_product_task(void* job, int64_t task, int worker, Progress& progre
     block.select_panel(block.q_begin + n * block.panel_rows);
     const Tile& t = block.t;
     const Panel<Real> panel = {.lanes = t.lanes, .acc_o = sums[n]};
-    if (!backward) divide_rows<Isa, Real>(panel, dim, row_cell(w, t, t.q0));
+    if (!backward) clear_dead_rows<Isa, Real>(panel, dim, row_cell(w, t, t.q0));
     store_queries<Isa, Real>(w, {backward ? p.dq : p.out, block.s, t.h, t.q0, t.rows, dim, dim},
                              sums[n], t.lanes, scratch.lane);
   }
