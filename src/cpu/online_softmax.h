@@ -149,11 +149,11 @@ inline void online_softmax(const Panel<Real>& panel, const WeightTile<Real>& til
 
 // What a row comes to. lse in two parts, hi + lo, that together carry more than either: the maximum
 // and the logarithm of the sum relative to it. share: of the row's weight, what the keys have and
-// not the sink.
+// not the sink. Uninitialised: arrays of them are large, and filled as far as they are used.
 struct RowEnd {
-  double hi = 0;
-  double lo = 0;
-  double share = 1;
+  double hi;
+  double lo;
+  double share;
   double lse() const { return hi + lo; }
 };
 
@@ -164,6 +164,7 @@ inline void close_rows(const Problem& p, int64_t h, const Panel<Real>& panel,
                        const ScoreScale<Real>& scale, Real* divisor, RowEnd* rows) {
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
   const double sink = sink_logit<Isa>(p, h);
+  const auto log = [&](double x) { return p.lse.present ? std::log(x) : 0.0; };  // is it asked for
   for (int i = 0; i < panel.lanes; ++i) {
     // The product is rounded as the backward pass rounds it, so that a dominant key weighs
     // exactly 1.
@@ -173,13 +174,13 @@ inline void close_rows(const Problem& p, int64_t h, const Panel<Real>& panel,
     const bool empty = row_sum == 0.0;
     divisor[i] = empty ? static_cast<Real>(kInfinity) : panel.row_sum[i];
     if (sink == -kInfinity) {
-      rows[i] = {empty ? -kInfinity : row_max, empty ? 0.0 : std::log(row_sum), 1.0};
+      rows[i] = {empty ? -kInfinity : row_max, empty ? 0.0 : log(row_sum), 1.0};
       continue;
     }
     const double top = row_max > sink ? row_max : sink;
     const double keys = empty ? 0.0 : row_sum * std::exp(row_max - top);
     const double total = keys + std::exp(sink - top);
-    rows[i] = {top, std::log(total), keys / total};
+    rows[i] = {top, log(total), keys / total};
   }
 }
 

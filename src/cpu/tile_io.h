@@ -237,6 +237,7 @@ inline void store_queries(Worker<Isa, Real>& w, const QueryRows& q, const Real* 
     const int rows = static_cast<int>(min64(kLanes, q.rows - i0));
     char* row[kLanes];
     for (int i = 0; i < rows; ++i) row[i] = q.row(i0 + i);
+    const bool whole = rows == kLanes && stride == 1 && size_of(dtype) == sizeof(Real);
     for (int c = 0; c < q.dim; c += kLanes) {
       const int columns = static_cast<int>(min64(kLanes, q.dim - c));
       V block[kLanes];
@@ -244,6 +245,10 @@ inline void store_queries(Worker<Isa, Real>& w, const QueryRows& q, const Real* 
         block[n] = V::load(src + (c + min64(n, columns - 1)) * lanes + i0) * times + V::set1(0);
       }
       transpose(block);
+      if (whole && columns == kLanes) {
+        for (int i = 0; i < kLanes; ++i) block[i].store(reinterpret_cast<Real*>(row[i]) + c);
+        continue;
+      }
       for (int i = 0; i < rows; ++i) {
         store_vector<Isa, Real>(block[i], row[i] + c * stride * size_of(dtype), dtype, stride,
                                 columns);
