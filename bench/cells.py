@@ -139,11 +139,8 @@ def best(kind: str, values: list[float]) -> float:
 
 
 def target_of(cell: Cell, targets: Targets) -> list[float]:
-    """[must], [must, aim], or [] for what is reported only. A wrong name is a KeyError."""
-    if not cell.target:
-        return []
-    rows = targets[cell.table]
-    return rows[cell.target_row or cell.row][cell.target]
+    """[must], [must, aim], or [] for what is reported only."""
+    return targets.get(cell.table, {}).get(cell.target_row or cell.row, {}).get(cell.target, [])
 
 
 def subjects_of(cell: Cell) -> list[Subject]:

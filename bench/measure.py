@@ -93,9 +93,10 @@ class Measurer:
         return turns
 
     def rounds(self, turns: list[Turn], seconds: float) -> None:
+        """Five rounds if they fit, else three; one if there is no time."""
         slice_s = seconds / (ROUNDS * max(1, len(turns)))
         rounds = ROUNDS if sum(t.call_s for t in turns) * ROUNDS < 2 * seconds else 3
-        for number in range(rounds):
+        for number in range(rounds if seconds > 0 else 1):
             shift = number % max(1, len(turns))
             for turn in turns[shift:] + turns[:shift]:
                 if number > 0 and turn.call_s > SLOW_S:

@@ -105,7 +105,7 @@ class Run:
             # Half of the time goes to preparing and to runs that are longer than their share.
             time_left = FIRST_SHARE * QUICK_S - (time.monotonic() - self.started)
             pace = FULL_COMPARISON_S if self.arguments.full else 0.5 * time_left / left
-            seconds = max(MIN_COMPARISON_S, pace * comparison.weight)
+            seconds = max(MIN_COMPARISON_S if pace > 0 else 0.0, pace * comparison.weight)
             comparison.attempts.append(self.attempt(comparison, seconds))
             progress.advance(comparison.weight)
         progress.wipe()

@@ -23,8 +23,9 @@ constexpr const char* kSizes[] = {"batch",        "seqlen_q", "seqlen_k",   "num
                                   "num_heads_kv", "head_dim", "head_dim_v", "threads"};
 constexpr const char* kFlags[] = {"causal", "varlen"};
 constexpr const char* kRates[] = {"gflops", "peak_gflops", "fraction_of_peak"};
-constexpr const char* kOptions[] = {"window_left", "window_right",    "softcap", "softmax_scale",
-                                    "alignment",   "position_offset", "seqlens"};
+constexpr const char* kOptions[] = {"window_left",   "window_right", "softcap",
+                                    "softmax_scale", "alignment",    "position_offset",
+                                    "seqlens",       "feature",      "table"};
 // Wider than anything that is measured, narrow enough for every chart.
 constexpr double kMinSeconds = 1e-9;
 constexpr double kMaxSeconds = 1e9;
@@ -103,6 +104,8 @@ class Record {
     fill_in("alignment", "bottom_right");
     fill_in("position_offset", nullptr);
     fill_in("seqlens", nullptr);
+    fill_in("feature", "");
+    fill_in("table", "");
     for (const char* name : {"window_left", "window_right"}) {
       need(name, is_integer(field(name), -1, INT64_MAX), "an integer of at least -1");
     }
@@ -111,6 +114,8 @@ class Record {
     need("softmax_scale", field("softmax_scale").is_number(), "a number");
     need("alignment", field("alignment") == "bottom_right" || field("alignment") == "top_left",
          "bottom_right or top_left");
+    need("feature", field("feature").is_string(), "a text");
+    need("table", field("table").is_string(), "a text");
     const Json& offset = field("position_offset");
     need("position_offset", offset.is_null() || is_integer(offset, INT64_MIN, INT64_MAX),
          "null or an integer");
@@ -229,6 +234,8 @@ std::string option_words(const Json& record) {
   }
   const std::string layout = record["layout"].get<std::string>();
   if (layout != "bshd") words += " " + io::printable(layout, 20);
+  const std::string feature = record["feature"].get<std::string>();
+  if (!feature.empty()) words += " " + io::printable(feature, 20);
   return words;
 }
 

@@ -19,7 +19,8 @@ struct BenchFile {
 
 BenchFile read_bench_file(const std::string& path);
 
-// The problem that was measured: equal for records whose times may be held against each other.
+// The problem that was measured, and for which table of ./dev bench: equal for records whose times
+// may be held against each other.
 std::string problem_key(const Json& record);
 // The same and who was measured.
 std::string case_key(const Json& record);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // `attentile compare`: two bench files against each other, record by record.
+#include <algorithm>
 #include <map>
 
 #include "cli/bench_file.h"
@@ -40,6 +41,15 @@ void refuse_repeated(const BenchFile& file) {
   }
 }
 
+// Keeps the records of the contenders named in a list with commas.
+void keep_names(BenchFile& file, const std::string& names) {
+  const auto is_named = [&](const Json& record) {
+    const std::string name = "," + record["name"].get<std::string>() + ",";
+    return ("," + names + ",").find(name) != std::string::npos;
+  };
+  std::erase_if(file.records, [&](const Json& record) { return !is_named(record); });
+}
+
 Comparison match(const BenchFile& before, const BenchFile& after) {
   refuse_repeated(before);
   refuse_repeated(after);
@@ -60,11 +70,25 @@ Comparison match(const BenchFile& before, const BenchFile& after) {
   return comparison;
 }
 
+// The case and, where the file has tables, its table.
+std::string full_words(const Json& record) {
+  const std::string table = record["table"].get<std::string>();
+  return case_words(record) + (table.empty() ? "" : ", " + io::printable(table, 20));
+}
+
 void print_table(std::FILE* out, const Comparison& comparison, double limit) {
-  fmt::print(out, "{:<12}{:<48}{:>12}{:>12}{:>9}\n", "name", "case", "before", "after", "change");
+  size_t name_width = 12;
+  size_t case_width = 48;
   for (const Pair& pair : comparison.pairs) {
-    fmt::print(out, "{:<12}{:<48}{:>12}{:>12}{:>+8.1f}%{}\n", name_words(pair.after),
-               case_words(pair.after), seconds_words(pair.before["median_s"].get<double>()),
+    name_width = std::max(name_width, name_words(pair.after).size() + 2);
+    case_width = std::max(case_width, full_words(pair.after).size() + 2);
+  }
+  fmt::print(out, "{:<{}}{:<{}}{:>12}{:>12}{:>9}\n", "name", name_width, "case", case_width,
+             "before", "after", "change");
+  for (const Pair& pair : comparison.pairs) {
+    fmt::print(out, "{:<{}}{:<{}}{:>12}{:>12}{:>+8.1f}%{}\n", name_words(pair.after), name_width,
+               full_words(pair.after), case_width,
+               seconds_words(pair.before["median_s"].get<double>()),
                seconds_words(pair.after["median_s"].get<double>()), 100 * (pair.ratio - 1),
                pair.ratio > 1 + limit ? "  slower" : "");
   }
@@ -92,6 +116,7 @@ Exit compare(const Words& words, const Streams& streams) {
   arguments.positional("BEFORE.json", "what bench --json wrote first");
   arguments.positional("AFTER.json", "what it wrote later");
   arguments.value("--fail-above", "PERCENT", "exit 1 if a median grew by more; default 5%");
+  arguments.value("--name", "NAMES", "only these contenders, with commas; default all");
   arguments.value("--json", "FILE", "write the comparison there");
   if (!parse_or_help(arguments, words, streams)) return Exit::kDone;
   std::vector<std::string> paths;
@@ -108,7 +133,12 @@ Exit compare(const Words& words, const Streams& streams) {
   const std::string* json = arguments.find("--json");
   if (json != nullptr) check_output("--json", *json, paths);
 
-  const Comparison comparison = match(read_bench_file(paths[0]), read_bench_file(paths[1]));
+  BenchFile before = read_bench_file(paths[0]);
+  BenchFile after = read_bench_file(paths[1]);
+  if (const std::string* names = arguments.find("--name")) {
+    for (BenchFile* file : {&before, &after}) keep_names(*file, *names);
+  }
+  const Comparison comparison = match(before, after);
   if (comparison.pairs.empty()) {
     wrong_request("AFTER.json: no record of {} is in {} too, expected a case in common",
                   in_quotes(paths[0]), in_quotes(paths[1]));

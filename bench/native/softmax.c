@@ -51,7 +51,8 @@ void bench_softmax_rows(float* scores, const int64_t* shape, int64_t visible, in
   }
 }
 
-/* dweights[rows][columns] become dscores: weights * (dweights - sum(weights * dweights)) * scale. */
+/* dweights[rows][columns] become dscores:
+   weights * (dweights - sum(weights * dweights)) * scale. */
 void bench_softmax_gradient(const float* weights, float* dweights, const int64_t* shape,
                             float scale) {
   const int64_t rows = shape[0], columns = shape[1];

@@ -45,8 +45,8 @@ def from_bfloat16_bits(bits: Array) -> Array:
 
 
 def make_inputs(problem: Problem, heads_first: bool) -> dict[str, Array]:
-    """Float32 q, k, v, dout: [batch, heads, seqlen, dim] if heads_first, else [batch, seqlen, heads,
-    dim]; the values belong to (batch, seqlen, head, dim) either way. Packed: batch 1."""
+    """Float32 q, k, v, dout: [batch, heads, seqlen, dim] if heads_first, else [batch, seqlen,
+    heads, dim]; the values belong to (batch, seqlen, head, dim) either way. Packed: batch 1."""
     batch = problem.batch
     seqlen_q, seqlen_k = problem.seqlen_q, problem.seqlen_k
     if problem.seqlens:

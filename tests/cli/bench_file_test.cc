@@ -141,6 +141,93 @@ TEST_F(BenchFileTest, ReportNamesItsPageByTheEndOfTheName) {
   }
 }
 
+// What ./dev bench writes: tables, features, streams, memory, and cells beside the records.
+std::vector<Json> table_records() {
+  std::vector<Json> records;
+  const auto add = [&](const std::string& table, const std::string& name, const Json& fields) {
+    Json record = old_record();
+    record["layout"] = "bhsd";
+    record["table"] = table;
+    record["name"] = name;
+    record["attempts"] = 2;
+    record.update(fields);
+    records.push_back(record);
+  };
+  for (const char* name : {"attentile", "torch"}) {
+    const double seconds = std::string(name) == "torch" ? 0.003 : 0.001;
+    for (const int64_t seqlen : {16, 64, 256}) {
+      const Json square = {{"seqlen_q", seqlen}, {"seqlen_k", seqlen}, {"median_s", seconds}};
+      add("grid", name, square);
+      Json backward = square;
+      backward.update({{"pass", "backward"}, {"peak_bytes", 4096 * seqlen}});
+      add("lengths", name, square);
+      add("lengths", name, backward);
+      add("decode", name,
+          {{"seqlen_q", 1},
+           {"seqlen_k", seqlen},
+           {"median_s", seconds},
+           {"bytes_per_s", 1e11},
+           {"stream_bytes_per_s", 2e11}});
+    }
+  }
+  add("features", "attentile", {{"feature", "mask"}});
+  add("features", "attentile", {{"feature", "sink"}});
+  return records;
+}
+
+TEST_F(BenchFileTest, TablesAndFeaturesAreOtherCases) {
+  std::vector<Json> before = table_records();
+  write_records("a.json", before);
+  for (Json& record : before) {
+    if (record["table"] == "decode" && record["name"] == "torch") record["median_s"] = 0.006;
+    if (record["feature"] == "sink") record["median_s"] = 1.04;
+  }
+  write_records("b.json", before);
+  const Outcome slower = cli("compare {dir}/a.json {dir}/b.json --fail-above 5%");
+  EXPECT_EQ(slower.status, 1);
+  EXPECT_NE(slower.out.find("26 compared, 0 only"), std::string::npos) << slower.out;
+  EXPECT_NE(slower.out.find("d8 bhsd, 1 thread, decode"), std::string::npos) << slower.out;
+  // Ours alone guard: one grew by 4 %.
+  EXPECT_EQ(cli("compare {dir}/a.json {dir}/b.json --fail-above 5% --name attentile").status, 0);
+  EXPECT_EQ(cli("compare {dir}/a.json {dir}/b.json --fail-above 3% --name attentile").status, 1);
+  EXPECT_EQ(cli("compare {dir}/a.json {dir}/b.json --name nobody").status, 2);
+}
+
+TEST_F(BenchFileTest, ReportDrawsEveryTable) {
+  Json file = {{"records", table_records()},
+               {"cells",
+                {{{"table", "peak"},
+                  {"row", "forward <f32>"},
+                  {"cell", "d64"},
+                  {"unit", "fraction"},
+                  {"measured", 0.5},
+                  {"must", 0.9},
+                  {"aim", nullptr},
+                  {"verdict", "MISSED"}},
+                 7,
+                 {{"table", 3}}}},
+               {"unmeasured", {{{"name", "standard"}, {"reason", "does not fit: needs 1 TiB"}}}}};
+  write_file(path("in.json"), file.dump());
+  std::filesystem::create_directory(path("svg"));
+  good("report {dir}/in.json --out {dir}/out.html --svg-dir {dir}/svg");
+  const std::string page = read_file(path("out.html"));
+  for (const char* words :
+       {"Roofline, f32", "Time of torch over attentile's", "Peak memory against sequence",
+        "Decoding: K and V", "forward &lt;f32&gt;", "class=\"missed\"", "needs 1 TiB"}) {
+    EXPECT_NE(page.find(words), std::string::npos) << words;
+  }
+  EXPECT_EQ(page.find("nan"), std::string::npos);
+  EXPECT_EQ(page.find("http"), page.find("http://www.w3.org"));  // nothing is loaded
+  for (const char* name : {"roofline-f32", "ratio-torch", "length-time", "length-memory",
+                           "decode-f32-h1-1-d8-new1-b1"}) {
+    const std::string svg = path("svg") + "/" + name + ".svg";
+    ASSERT_TRUE(std::filesystem::exists(svg)) << name;
+    EXPECT_NE(page.find(read_file(svg)), std::string::npos) << name;
+  }
+  EXPECT_EQ(cli("report {dir}/in.json --out {dir}/o.html --svg-dir {dir}/absent").status, 2);
+  EXPECT_FALSE(std::filesystem::exists(path("o.html")));
+}
+
 TEST_F(BenchFileTest, TooManyRecordsAreRefused) {
   std::string lines;
   for (int i = 0; i < 10'001; ++i) lines += "{\"name\": \"x\"}\n";
