@@ -73,13 +73,22 @@ def unmeasured_of(comparisons: list[Comparison]) -> list[dict[str, str]]:
              "reason": reason} for c in comparisons for subject, reason in c.refused.items()]
 
 
+def compact(value: Any) -> Any:
+    """Numbers to six digits: no clock here knows more."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: compact(entry) for key, entry in value.items()}
+    return [compact(entry) for entry in value] if isinstance(value, list) else value
+
+
 def write_file(path: Path, head: dict[str, Any], records: list[dict[str, Any]],
                verdicts: list[Verdict]) -> None:
     """One record a line, so that versions of a file can be told apart line by line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    parts = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
+    parts = [f" {json.dumps(key)}: {json.dumps(compact(value))}" for key, value in head.items()]
     for name, entries in (("cells", [v.to_json() for v in verdicts]), ("records", records)):
-        lines = ",\n".join("  " + json.dumps(entry) for entry in entries)
+        lines = ",\n".join("  " + json.dumps(compact(entry)) for entry in entries)
         parts.append(f" {json.dumps(name)}: [\n{lines}\n ]")
     unfinished = path.with_suffix(".part")
     unfinished.write_text("{\n" + ",\n".join(parts) + "\n}\n")

@@ -43,6 +43,9 @@ class Cell:
     target_row: str = ""  # where it is not `row`
 
 
+FLOPS_PER_WEIGHT = 2e11  # some five calls of everybody on a small machine
+
+
 @dataclass
 class Comparison:
     table: str
@@ -54,6 +57,11 @@ class Comparison:
     stream: bool = False
     attempts: list[Attempt] = field(default_factory=list)
     refused: dict[Subject, str] = field(default_factory=dict)  # why a subject was not measured
+
+    def expected(self) -> float:
+        """What it takes, in units of weight: its share of the time, and long calls beyond it."""
+        flops = sum(subject.problem.flops() for subject in self.subjects)
+        return self.weight + flops / FLOPS_PER_WEIGHT
 
 
 def square(seqlen: int, heads: int, head_dim: int, **options: Any) -> Problem:

@@ -98,7 +98,7 @@ class Run:
         return attempt
 
     def first_attempts(self) -> None:
-        progress = Progress(sum(c.weight for c in self.comparisons))
+        progress = Progress(sum(c.expected() for c in self.comparisons))
         for comparison in self.comparisons:
             progress.show(f"{comparison.table}: {comparison.subjects[0].problem.words()}")
             left = progress.total - progress.done
@@ -107,13 +107,17 @@ class Run:
             pace = FULL_COMPARISON_S if self.arguments.full else 0.5 * time_left / left
             seconds = max(MIN_COMPARISON_S if pace > 0 else 0.0, pace * comparison.weight)
             comparison.attempts.append(self.attempt(comparison, seconds))
-            progress.advance(comparison.weight)
+            progress.advance(comparison.expected())
         progress.wipe()
 
     def measure_memory(self) -> None:
-        for subject in memory_subjects(self.comparisons, self.arguments.full):
-            if subject not in self.memory:
-                self.memory[subject] = self.measurer.memory(subject)
+        subjects = list(dict.fromkeys(memory_subjects(self.comparisons, self.arguments.full)))
+        progress = Progress(sum(s.problem.flops() for s in subjects))
+        for subject in subjects:
+            progress.show(f"memory: {subject.name}, {subject.problem.words()}")
+            self.memory[subject] = self.measurer.memory(subject)
+            progress.advance(subject.problem.flops())
+        progress.wipe()
 
     def retries(self, targets: cells.Targets) -> int:
         """Missed musts again, up to three attempts in all. Returns how many lacked the time."""

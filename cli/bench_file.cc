@@ -234,7 +234,7 @@ std::string option_words(const Json& record) {
   }
   const std::string layout = record["layout"].get<std::string>();
   if (layout != "bshd") words += " " + io::printable(layout, 20);
-  const std::string feature = record["feature"].get<std::string>();
+  const std::string feature = record.value("feature", std::string());
   if (!feature.empty()) words += " " + io::printable(feature, 20);
   return words;
 }
