@@ -19,6 +19,7 @@ class Request:
     threads: int  # those of every ratio to a peer
     peers: tuple[str, ...]  # contenders that take part beside attentile
     cache_bytes: float  # the largest cache
+    intel: bool  # torch as installed is torch-unlocked
 
 
 def ours(problem: Problem, threads: int) -> Subject:

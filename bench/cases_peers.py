@@ -56,11 +56,14 @@ FULL_GRID = tuple(Block(dtype, backward, SEQLENS, HEAD_DIMS)
                   for dtype in ("f32", "bf16", "f16") for backward in (False, True))
 
 
-def peer_target(peer: str, problem: Problem) -> tuple[str, str]:
-    """Row and column of the issue's table of ratios, "" where it has none."""
+def peer_target(peer: str, problem: Problem, intel: bool) -> tuple[str, str]:
+    """Row and column of the table of ratios, "" where it has none. On Intel, torch as installed
+    is held against the targets of torch-unlocked, except in f16, which has one row only."""
     if problem.head_dim not in (64, 128) or problem.seqlen_q < 1024:
         return "", ""
     family = "onnxruntime" if peer in ONNXRUNTIME else peer
+    if family == "torch" and intel and problem.dtype != "f16":
+        family = "torch-unlocked"
     row = f"{family} {problem.pass_name} {problem.dtype}"
     mask = "causal" if problem.causal else "full"
     if row == "torch-unlocked forward f32" and not problem.causal:
@@ -70,7 +73,7 @@ def peer_target(peer: str, problem: Problem) -> tuple[str, str]:
     return row, mask
 
 
-def grid_cells(subjects: list[Subject]) -> list[Cell]:
+def grid_cells(subjects: list[Subject], intel: bool) -> list[Cell]:
     first = subjects[0]
     problem = first.problem
     cells = []
@@ -78,7 +81,7 @@ def grid_cells(subjects: list[Subject]) -> list[Cell]:
         outsider = not CONTENDERS[other.name].ours
         cells.append(Cell("grid", other.name, problem.words(), "speedup", first, other,
                           "ratio" if outsider else "", "no case loses to a peer"))
-        row, column = peer_target(other.name, problem)
+        row, column = peer_target(other.name, problem, intel)
         if row:
             cells.append(Cell("peers", f"{other.name} {problem.pass_name} {problem.dtype}",
                               problem.words(), "speedup", first, other, column, row))
@@ -92,7 +95,8 @@ def grid(request: Request) -> list[Comparison]:
             for causal in (False, True):
                 problem = grid_problem(seqlen, head_dim, block.dtype, causal, block.backward)
                 subjects = contenders_of(request, problem)
-                result.append(Comparison("grid", subjects, grid_cells(subjects), 2.0))
+                cells = grid_cells(subjects, request.intel)
+                result.append(Comparison("grid", subjects, cells, 2.0))
     return result
 
 

@@ -70,18 +70,19 @@ class Run:
         self.program = Program(ROOT / "build/release/bin/attentile")
         self.measurer = Measurer(pool)
         self.vendor = cpu_field("vendor_id")
+        self.intel = self.vendor == "GenuineIntel"
         self.facts = pool.facts(["attentile", *self.taking_part()])
         self.peers = [n for n in self.taking_part() if "missing" not in self.facts[n]]
         self.comparisons = all_cases(
-            Request(arguments.full, arguments.threads, tuple(self.peers), last_cache_bytes()),
-            arguments.tables)
+            Request(arguments.full, arguments.threads, tuple(self.peers), last_cache_bytes(),
+                    self.intel), arguments.tables)
         self.memory: dict[Subject, Any] = {}
         self.meter = LoadMeter(self.pids())
 
     def taking_part(self) -> list[str]:
         """Contenders to ask for. On Intel, torch as installed runs what the preload unlocks."""
         return [name for name in self.arguments.peers if name != "attentile"
-                and not (name == "torch-unlocked" and self.vendor == "GenuineIntel")]
+                and not (name == "torch-unlocked" and self.intel)]
 
     def pids(self) -> list[int]:
         return [p.process.pid for p in self.pool.processes.values()]
@@ -104,7 +105,9 @@ class Run:
             left = progress.total - progress.done
             # Half of the time goes to preparing and to runs that are longer than their share.
             time_left = FIRST_SHARE * QUICK_S - (time.monotonic() - self.started)
-            pace = FULL_COMPARISON_S if self.arguments.full else 0.5 * time_left / left
+            pace = FULL_COMPARISON_S
+            if not self.arguments.full:
+                pace = min(pace, 0.5 * time_left / left)
             seconds = max(MIN_COMPARISON_S if pace > 0 else 0.0, pace * comparison.weight)
             comparison.attempts.append(self.attempt(comparison, seconds))
             progress.advance(comparison.expected())
@@ -151,7 +154,9 @@ class Run:
             "unmeasured": files.unmeasured_of(self.comparisons),
             "memory": {words: entries for words, entries in self.memory_words().items()}}
         if "torch-unlocked" in self.arguments.peers and "torch-unlocked" not in self.facts:
-            head["peers"]["torch-unlocked"] = {"same_as": "torch: this processor is Intel's"}
+            head["peers"]["torch-unlocked"] = {
+                "same_as": "torch: on Intel's processors the preload changes nothing, so torch is "
+                           "held against the targets of torch-unlocked (in f16, its own)"}
         return head
 
     def memory_words(self) -> dict[str, dict[str, Any]]:

@@ -145,9 +145,10 @@ def print_tables(verdicts: list[Verdict], comparisons: list[Comparison]) -> None
     for table in tables:
         chosen = [v for v in verdicts if v.cell.table == table]
         if table == "peers":
-            # Where nobody offers anything, the grid says so once.
+            # Rows with targets first; where nobody offers anything, the grid says so once.
+            aimed = {v.cell.row for v in chosen if v.must is not None}
             chosen = sorted((v for v in chosen if v.measured is not None),
-                            key=lambda v: natural(v.cell.row))
+                            key=lambda v: (v.cell.row not in aimed, natural(v.cell.row)))
         print("\n".join(grid_lines(chosen) if table == "grid" else table_lines(table, chosen)))
 
 

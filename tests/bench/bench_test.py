@@ -18,7 +18,7 @@ import cells  # noqa: E402
 import files  # noqa: E402
 import tables  # noqa: E402
 from cases import TABLES, Request, all_cases  # noqa: E402
-from cases_peers import FULL_GRID, HEAD_DIMS, SEQLENS  # noqa: E402
+from cases_peers import FULL_GRID, HEAD_DIMS, SEQLENS, peer_target  # noqa: E402
 from contenders import CONTENDERS, environment  # noqa: E402
 from machine import machine_slug  # noqa: E402
 from measure import agrees, needed_bytes  # noqa: E402
@@ -33,7 +33,7 @@ RECORD_FIELDS = {
 
 
 def cases(full: bool) -> list[Comparison]:
-    return all_cases(Request(full, 2, PEERS, 32e6), list(TABLES))
+    return all_cases(Request(full, 2, PEERS, 32e6, intel=False), list(TABLES))
 
 
 def timed(comparison: Comparison, ours_s: float, other_s: float) -> Attempt:
@@ -106,6 +106,14 @@ class CasesTest(unittest.TestCase):
                     if not cell.kind.startswith("training"):
                         for subject in cells.subjects_of(cell):
                             self.assertIn(subject, comparison.subjects, cell)
+
+    def test_on_intel_torch_has_the_targets_of_torch_unlocked(self) -> None:
+        problem = square(1024, 8, 128)
+        self.assertEqual(peer_target("torch", problem, False), ("torch forward f32", "full"))
+        self.assertEqual(peer_target("torch", problem, True),
+                         ("torch-unlocked forward f32", "full d128"))
+        self.assertEqual(peer_target("torch", replace(problem, dtype="f16"), True),
+                         ("torch forward f16", "full"))
 
     def test_what_a_peer_lacks_is_said(self) -> None:
         f16 = Problem(64, 64, 2, 2, 64, dtype="f16")
