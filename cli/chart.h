@@ -69,9 +69,10 @@ struct LogChart {
 // "" if no series has a point.
 std::string draw_log_chart(const LogChart& chart);
 
-// Whether a logarithmic axis has a place for the value.
+// Whether a logarithmic axis has a place for the value: positive, and nothing that the ends of the
+// floating-point range could swallow.
 inline bool is_drawable(double value) {
-  return std::isfinite(value) && value > 0;
+  return value > 1e-30 && value < 1e30;
 }
 
 // "4k", "100 ms", "1.5 GiB", "250 GB/s", "0.5".

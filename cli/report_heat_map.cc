@@ -140,8 +140,10 @@ std::string draw_map(const std::string& name, const Panels& panels) {
            {.size = 12, .color = kSoft});
   size_t i = 0;
   for (const auto& [key, panel] : panels) {
-    const double x = kMargin + static_cast<double>(i % kPanelsAcross) * (extent.width() + kGap);
-    const double y = 66 + static_cast<double>(i / kPanelsAcross) * (extent.height() + kGap);
+    const size_t column = i % kPanelsAcross;
+    const size_t row = i / kPanelsAcross;
+    const double x = kMargin + static_cast<double>(column) * (extent.width() + kGap);
+    const double y = 66 + static_cast<double>(row) * (extent.height() + kGap);
     draw_panel(svg, {x, y, 0, 0}, panel, extent);
     ++i;
   }
