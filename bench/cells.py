@@ -53,7 +53,10 @@ def rate(cell: Cell, attempt: Attempt) -> float:
 
 
 def fraction(cell: Cell, attempt: Attempt) -> float:
-    return float(attempt.timings[cell.ours].extra["fraction_of_peak"])
+    """Of the float32 multiply-add peak; for bf16 of twice that, which is what VDPBF16PS does at
+    full rate. A matrix unit may exceed it."""
+    share = float(attempt.timings[cell.ours].extra["fraction_of_peak"])
+    return share / 2 if cell.ours.problem.dtype == "bf16" else share
 
 
 def bandwidth(cell: Cell, attempt: Attempt) -> float:
