@@ -183,6 +183,32 @@ TEST_P(Bitwise, PackedSequencesAndEachAlone) {
   });
 }
 
+// The backward pass cuts the keys of a long sequence into larger blocks, and those of a short one
+// beside it as if it were alone.
+TEST(Bitwise, ShortSequenceBesideALongOne) {
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+    Case c = conformance::base_case(dtype);
+    c.batch = 2;
+    c.varlen = true;
+    c.num_heads_q = c.num_heads_kv = 1;
+    c.head_dim = c.head_dim_v = 16;
+    c.lengths_q = {17, 40};
+    c.lengths_k = {8200, 1100};
+    c.seqlen_q = 40;
+    c.seqlen_k = 8200;
+    const Values values = conformance::make_values(c);
+    for_each_target([&](const Target& target) {
+      if (target.algorithm != Algorithm::kFlash2) return;
+      const Results whole = call(c, values, target, {.num_threads = 2});
+      for (int64_t b = 0; b < c.batch; ++b) {
+        const Part part = sequence_part(c, values, b);
+        const Results expected = call(part.c, part.values, target, {.num_threads = 1});
+        EXPECT_TRUE(same_bits(expected, sequence_results(c, whole, b))) << "sequence " << b;
+      }
+    });
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Property, Bitwise, ::testing::Range(1, kCases + 7));
 
 TEST(Bitwise, PackedQkvViewsGiveTheBitsOfSeparateTensors) {

@@ -232,6 +232,26 @@ TEST(VisiblePairs, OfPackedSequences) {
   }
 }
 
+// --- threads
+// --------------------------------------------------------------------------------------
+
+TEST(PlannedThreads, AreThoseThatHaveEnoughToDo) {
+  ExecutionContext context;
+  context.num_threads = 4;
+  const auto threads = [&](int64_t n, int64_t heads) {
+    AttentionInputs inputs;
+    inputs.q = inputs.k = inputs.v = contiguous_view(nullptr, DType::kFloat32, {1, n, heads, 64});
+    AttentionOutputs outputs;
+    outputs.out = inputs.q;
+    const Result<Plan> plan = plan_forward(inputs, outputs, {}, context);
+    EXPECT_TRUE(plan.ok()) << plan.status().message();
+    return plan.ok() ? plan->threads : -1;
+  };
+  EXPECT_EQ(threads(1, 4), 1);
+  EXPECT_EQ(threads(16, 4), 1);
+  EXPECT_EQ(threads(256, 8), 4);
+}
+
 // --- sizes beyond any machine --------------------------------------------------------------------
 
 Result<Plan> plan_of_sizes(int64_t n, int64_t keys, int64_t dim, const AttentionOptions& options) {

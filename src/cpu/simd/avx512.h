@@ -117,18 +117,18 @@ template <class Isa>
   requires(Isa::kWide512)
 inline Vec<Isa, float> sum_each(Vec<Isa, float>* r) {
   __m512 t[8];
-  for (int i = 0; i < 8; ++i) {
+  for (int64_t i = 0; i < 8; ++i) {
     t[i] = _mm512_add_ps(_mm512_unpacklo_ps(r[2 * i].v, r[2 * i + 1].v),
                          _mm512_unpackhi_ps(r[2 * i].v, r[2 * i + 1].v));
   }
-  for (int i = 0; i < 4; ++i) {  // now four sums in each 128-bit part
+  for (int64_t i = 0; i < 4; ++i) {  // now four sums in each 128-bit part
     const __m512d low = _mm512_castps_pd(t[2 * i]);
     const __m512d high = _mm512_castps_pd(t[2 * i + 1]);
     t[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(low, high)),
                          _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)));
   }
-  for (int n = 2; n > 0; n /= 2) {
-    for (int i = 0; i < n; ++i) {
+  for (int64_t n = 2; n > 0; n /= 2) {
+    for (int64_t i = 0; i < n; ++i) {
       t[i] = _mm512_add_ps(_mm512_shuffle_f32x4(t[2 * i], t[2 * i + 1], 0x88),
                            _mm512_shuffle_f32x4(t[2 * i], t[2 * i + 1], 0xdd));
     }
