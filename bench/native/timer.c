@@ -21,8 +21,7 @@ struct Call {
 
 /* Calls until `seconds` have passed or times[capacity] is full. Returns how often, or minus the
    status of a call that failed. */
-int64_t bench_time_calls(const struct Call* call, double seconds, int64_t capacity,
-                         double* times) {
+int64_t bench_time_calls(const struct Call* call, double seconds, int64_t capacity, double* times) {
   const void* const* a = call->arguments;
   const double begin = now();
   for (int64_t i = 0; i < capacity; ++i) {
