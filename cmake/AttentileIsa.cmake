@@ -25,10 +25,10 @@ function(add_cpu_isa name)
   target_compile_options(${target} PRIVATE ${ARGN} -fno-exceptions $<$<NOT:$<CONFIG:Release>>:-O2>)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     # g++ 12 takes the undefined operands of its own AVX-512 intrinsics for a mistake.
-    # And its basic-block vectoriser loads the next row of a tile on the last step, past the end of
-    # the caller's memory (tests/edge shows it).
+    # And its vectorisers load the next row of a tile on the last step, past the end of the caller's
+    # memory (tests/edge shows it).
     target_compile_options(${target} PRIVATE -Wno-uninitialized -Wno-maybe-uninitialized
-                                             -fno-tree-slp-vectorize)
+                                             -fno-tree-slp-vectorize -fno-tree-loop-vectorize)
   endif()
   foreach(library IN LISTS attentile_libraries)
     target_sources(${library} PRIVATE $<TARGET_OBJECTS:${target}>)

@@ -82,14 +82,22 @@ void add_notes(const Problem& problem, const cpu::CpuPlan& cpu_plan, Plan& plan)
     note("tile_m = one panel of " + std::to_string(panel) + " queries in " + lanes +
          ", which meets the " + std::to_string(cpu_plan.tile_keys) + " keys of a task");
   } else if (cpu_plan.decodes(problem.max_seqlen_q)) {
-    const int64_t piece = cpu::CpuPlan::piece_size(problem.max_seqlen_k);
     note("tile_m = the sequence's few queries, for all " + std::to_string(problem.group_size) +
-         " query heads of a KV head at once; the keys are split into pieces of " +
-         std::to_string(piece));
+         " query heads of a KV head at once");
   } else {
     const int64_t panels = plan.tile_m / panel;
     note("tile_m = " + std::to_string(panels) + (panels == 1 ? " panel of " : " panels of ") +
          std::to_string(panel) + " queries in " + lanes + " that share each key tile");
+  }
+  if (cpu_plan.decode_rows > 0) {
+    note("sequences of up to " + std::to_string(cpu_plan.few_queries) +
+         " queries split their keys into pieces of " + std::to_string(cpu::kShortPiece) + ", of " +
+         std::to_string(cpu::kLongPiece) + " above " + std::to_string(cpu::kShortCache) + " keys");
+  } else if (!plan.backward && problem.max_seqlen_q <= cpu::kDecodeQueries) {
+    note(
+        "the kernel for few queries does not run: it is for flash2 without dropout and block "
+        "pattern, not for float64 and groups of more than " +
+        std::to_string(cpu::kDecodeGroup) + " query heads");
   }
   const std::string few = std::to_string(cpu_plan.off_unit_queries) + " queries";
   if (cpu_plan.parts_for(problem.max_seqlen_q) > 0) {

@@ -37,7 +37,6 @@ inline bool attend_piece(Worker<Isa, float>& w, DecodeTask t, KeyRange piece, bo
     if (!w.keep_going()) return false;
     t.k0 = k;
     t.keys = static_cast<int>(min64((k / kDecodeKeys + 1) * kDecodeKeys, piece.end) - k);
-    kernel_progress(w.progress, static_cast<double>(t.rows) * t.keys);
     const KeyRange tile = {k, k + t.keys};
     if constexpr (std::is_same_v<Element, float>) {
       if (copied) {
@@ -54,15 +53,19 @@ inline bool attend_piece(Worker<Isa, float>& w, DecodeTask t, KeyRange piece, bo
       find_rows<Isa>(p, t, p.v, piece.end, values);
       w.count_read(t.keys * (p.head_dim + p.head_dim_v) * size_of(p.dtype));
     }
-    tile_products<Isa>(t, dim, keys);
     t.partial = p.mask.present ||
                 t.s->band.classify(0, t.seqlen_q, tile.begin, tile.end) != TileClass::kFull;
-    for (int row = 0; row < t.rows; ++row) {
-      scale_row<Isa>(w, t, scale, row);
-      if (t.partial) hide_keys<Isa>(w, t, row);
-      weigh_row<Isa>(t, exp, margin, dim_v, row);
+    for (int row0 = 0; row0 < t.rows; row0 += kDecodeRows) {
+      if (row0 > 0 && !w.keep_going()) return false;
+      const DecodeTask part = rows_of(t, row0, plan);
+      tile_products<Isa>(part, dim, keys);
+      for (int row = 0; row < part.rows; ++row) {
+        scale_row<Isa>(w, part, scale, row);
+        if (part.partial) hide_keys<Isa>(w, part, row);
+        weigh_row<Isa>(part, exp, margin, dim_v, row);
+      }
+      tile_output<Isa>(part, dim_v, values);
     }
-    tile_output<Isa>(t, dim_v, values);
   }
   return true;
 }
@@ -136,6 +139,7 @@ inline void finish_rows(Worker<Isa, float>& w, const DecodeTask& t, DecodePieces
   const int64_t state_bytes = (p.head_dim_v + 2) * static_cast<int64_t>(sizeof(float));
   w.count_read(t.rows * pieces.count * state_bytes);
   for (int row = 0; row < t.rows; ++row) {
+    if (!w.keep_going()) return;
     const int64_t i = t.query(row);
     row_max[i] = merge_row<Isa>(w.job, scale, pieces, row);
     row_sum[i] = 0;
@@ -148,9 +152,11 @@ inline void finish_rows(Worker<Isa, float>& w, const DecodeTask& t, DecodePieces
     for (int n = 0; n < t.seqlen_q; ++n) {
       float* o = total.acc_o + (row - i + n) * w.plan.padded_dim_v;
       const bool dead = divisor[n] > std::numeric_limits<float>::max();
-      const V factor = V::set1(static_cast<float>(ends[n].share / divisor[n]));
+      // Apart: their product may be subnormal where neither is.
+      const V inverse = V::set1(1.0f / divisor[n]);
+      const V share = V::set1(static_cast<float>(ends[n].share));
       for (int64_t c = 0; c < dim_v; c += V::kLanes) {
-        (dead ? zero : V::load(o + c) * factor + zero).store(o + c);  // -0 becomes +0
+        (dead ? zero : V::load(o + c) * inverse * share + zero).store(o + c);  // -0 becomes +0
       }
       store_row<Isa, float>(o, p.out.at(t.s->batch_q, t.s->row_q + n, tile.h, 0), p.out.dtype,
                             p.out.stride[3], dim_v);
@@ -176,13 +182,14 @@ void flash2_decode_task(void* job, int64_t number, int worker, Progress& progres
   t.kv_h = found.h;
   t.seqlen_q = static_cast<int>(s.seqlen_q);
   t.rows = static_cast<int>(p.group_size * s.seqlen_q);
-  t.q = w.take(t.rows * plan.padded_dim);
-  t.s_rows = w.take(t.rows * kDecodeKeys);
-  t.hide = w.take(t.rows * kDecodeKeys);
+  t.q = w.take(int64_t{t.rows} * plan.padded_dim);
+  t.s_rows = w.take(kDecodeRows * kDecodeKeys);
+  t.hide = w.take(kDecodeRows * kDecodeKeys);
   t.extra = w.take(kDecodeKeys);
-  t.widened = w.take(kDecodeKeys * (plan.padded_dim + plan.padded_dim_v));
+  t.widened = w.take(kDecodeKeys * (int64_t{plan.padded_dim} + plan.padded_dim_v));
   t.state = decode_state<Isa>(w.job, number);
   for (int64_t g = 0; g < p.group_size; ++g) {
+    if (!w.keep_going()) return;
     load_queries<Isa, float>(w,
                              {p.q, s, t.kv_h * p.group_size + g, 0, t.seqlen_q,
                               static_cast<int>(p.head_dim), plan.padded_dim},
@@ -207,6 +214,8 @@ void flash2_decode_task(void* job, int64_t number, int worker, Progress& progres
     done = attend_piece<Isa, BFloat16Bits>(w, t, piece, false);
   }
   if (!done) return;
+  kernel_progress(progress, static_cast<double>(t.rows) *
+                                static_cast<double>(max64(0, piece.end - piece.begin)));
   const int64_t state_bytes = (p.head_dim_v + 2) * static_cast<int64_t>(sizeof(float));
   w.count_written(t.rows * state_bytes);
   std::atomic<int32_t>& finished =

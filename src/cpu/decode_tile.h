@@ -23,28 +23,42 @@ struct DecodeTask {
   int64_t b = 0;
   int64_t kv_h = 0;
   int seqlen_q = 0;
+  int row0 = 0;  // rows [row0, row0 + rows) are those below
   int rows = 0;
   int64_t k0 = 0;  // of the tile
   int keys = 0;
   bool partial = false;      // some row may not see some key of the tile
   float* q = nullptr;        // [rows][padded_dim]
-  float* s_rows = nullptr;   // [rows][kDecodeKeys], S and then P
+  float* s_rows = nullptr;   // [rows][kDecodeKeys], S and then P; up to kDecodeRows
   float* hide = nullptr;     // [rows][kDecodeKeys], 0 or -inf, if partial
   float* extra = nullptr;    // [kDecodeKeys]
   float* widened = nullptr;  // [2][kDecodeKeys][padded_dim or padded_dim_v]
   DecodeState state;
 
   [[gnu::always_inline]] int64_t head(const Problem& p, int row) const {
-    return kv_h * p.group_size + row / seqlen_q;
+    return kv_h * p.group_size + (row0 + row) / seqlen_q;
   }
-  [[gnu::always_inline]] int64_t query(int row) const { return row % seqlen_q; }
+  [[gnu::always_inline]] int64_t query(int row) const { return (row0 + row) % seqlen_q; }
 };
+
+// The same task for kDecodeRows of its rows at most, from row0 on.
+[[gnu::always_inline]] inline DecodeTask rows_of(const DecodeTask& t, int row0,
+                                                 const CpuPlan& plan) {
+  DecodeTask part = t;
+  part.row0 = row0;
+  part.rows = static_cast<int>(min64(kDecodeRows, t.rows - row0));
+  part.q += row0 * int64_t{plan.padded_dim};
+  part.state.acc_o += row0 * int64_t{plan.padded_dim_v};
+  part.state.row_max += row0;
+  part.state.row_sum += row0 * int64_t{plan.lanes};
+  return part;
+}
 
 // Rows of keys or values: those of a tile, and a few after them, which are fetched ahead; beyond
 // the last key of all it is that one again.
 template <class Element>
 struct RowPointers {
-  const Element* row[kDecodeKeys + kDecodeAhead];
+  const Element* row[kDecodeKeys + kDecodeAheadV];
 };
 
 // Where the rows lie.
@@ -54,7 +68,7 @@ inline void find_rows(const Problem& p, const DecodeTask& t, const Array4& array
   const auto find = [&](int64_t key) { return p.key_row(array, *t.s, t.b, t.kv_h, key); };
   const int64_t step = array.stride[1] * size_of(array.dtype);
   const char* first = find(t.k0);
-  for (int64_t n = 0; n < kDecodeKeys + kDecodeAhead; ++n) {
+  for (int64_t n = 0; n < kDecodeKeys + kDecodeAheadV; ++n) {
     const int64_t at = min64(n, end - 1 - t.k0);
     rows.row[n] = reinterpret_cast<const Element*>(p.paged() ? find(t.k0 + at) : first + at * step);
   }
@@ -65,7 +79,7 @@ template <class Isa>
 inline void copy_rows(Worker<Isa, float>& w, const KeyRows& keys, float* to,
                       RowPointers<float>& rows) {
   load_keys<Isa, float>(w, keys, to);
-  for (int64_t n = 0; n < kDecodeKeys + kDecodeAhead; ++n) {
+  for (int64_t n = 0; n < kDecodeKeys + kDecodeAheadV; ++n) {
     rows.row[n] = to + min64(n, keys.keys.end - keys.keys.begin - 1) * keys.ld;
   }
 }
@@ -83,8 +97,8 @@ inline void multiply_keys(const DecodeTask& t, int64_t dim, const RowPointers<El
   constexpr int kKeys = kDotSums<Isa> / kRows;
   float* s = t.s_rows + row * kDecodeKeys;
   for (int k = 0; k < t.keys; k += kKeys) {
-    if (row == 0) {
-      for (int n = 0; n < kKeys; ++n) fetch_row<Isa>(keys.row[k + n + kDecodeAhead - 16], dim);
+    if (t.row0 + row == 0) {
+      for (int n = 0; n < kKeys; ++n) fetch_row<Isa>(keys.row[k + n + kDecodeAheadK], dim);
     }
     float dots[kDotSums<Isa>];
     dot_products<Isa, Element, kRows>({t.q + row * dim, dim, dim}, keys.row + k, dots);
@@ -114,7 +128,7 @@ inline void accumulate_values(const DecodeTask& t, int64_t dim, const RowPointer
   const float* weights = t.s_rows + row * kDecodeKeys;
   for (int k = 0; k < t.keys; ++k) {
     const Element* value = values.row[k] + column;
-    if (row + column == 0) fetch_row<Isa>(values.row[k + kDecodeAhead], dim);
+    if (t.row0 + row + column == 0) fetch_row<Isa>(values.row[k + kDecodeAheadV], dim);
     V v_vec[kVecs];
     for (int n = 0; n < kVecs; ++n) v_vec[n] = load_values<Isa>(value + n * V::kLanes);
     for (int m = 0; m < kRows; ++m) {
@@ -200,7 +214,8 @@ inline Vec<Isa, float> lane_numbers() {
   return V::load(number);
 }
 
-// Scale, softcap, bias and ALiBi of one row, in place on dot products; as scale_products().
+// Scale, softcap, bias and ALiBi of one row, in place on dot products; as scale_products(), for
+// distances below 2^24 to the last bit.
 template <class Isa>
 inline void scale_row(Worker<Isa, float>& w, const DecodeTask& t, const ScoreScale<float>& scale,
                       int row) {

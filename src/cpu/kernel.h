@@ -52,8 +52,11 @@ inline constexpr int64_t kStepKeys = 64;
 // Longest sequence of queries that flash2_decode_task takes, and the keys of one of its pieces for
 // a sequence of up to kShortCache keys, and beyond.
 inline constexpr int kDecodeQueries = 8;
-inline constexpr int kDecodeKeys = 64;   // that its rows meet at once; docs/kernels/decode.md
-inline constexpr int kDecodeAhead = 32;  // and that are asked for before they are used
+inline constexpr int kDecodeGroup = 128;  // largest group of query heads that it takes
+inline constexpr int kDecodeRows = 64;    // that meet kDecodeKeys keys at once
+inline constexpr int kDecodeKeys = 64;
+inline constexpr int kDecodeAheadK = 16;  // rows that are asked for so many keys before their use
+inline constexpr int kDecodeAheadV = 32;
 inline constexpr int64_t kShortCache = 16384;
 inline constexpr int64_t kShortPiece = 512;
 inline constexpr int64_t kLongPiece = 2048;

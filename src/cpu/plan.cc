@@ -54,7 +54,7 @@ int useful_workers(const Problem& p, int workers) {
   int64_t work = 0;
   for_sequences(p, [&](const Sequence& s, int64_t times) {
     const int64_t rate = s.seqlen_q <= kDecodeQueries ? 4 : 1;  // few queries take their time
-    work = sum(work, product(product(s.seqlen_q, s.seqlen_k), rate * times));
+    work = sum(work, product(product(s.seqlen_q, s.seqlen_k), product(rate, times)));
   });
   work = product(product(work, p.num_heads_q), p.head_dim + p.head_dim_v);
   return static_cast<int>(min64(workers, 1 + work / kWorkOfThread));
@@ -81,7 +81,8 @@ Totals add_sequences(const Problem& p, const CpuPlan& plan) {
 // and float64 is for exactness. The backward pass has to find the scores of the forward pass.
 int choose_few_queries(const Problem& p) {
   if (is_wide(p) || p.algorithm != Algorithm::kFlash2) return 0;
-  return p.dropout.enabled || p.block_mask.present ? 0 : kDecodeQueries;
+  const bool whole_panels = p.dropout.enabled || p.block_mask.present;
+  return whole_panels || p.group_size > kDecodeGroup ? 0 : kDecodeQueries;
 }
 
 void choose_tiles(const Problem& p, const Machine& machine, CpuPlan& plan) {
@@ -168,7 +169,7 @@ int64_t forward_scratch(const Problem& p, const CpuPlan& plan, int64_t head_dim_
   }
   Sizer decode{kAlignment, sizeof(float)};
   decode.take(product(plan.decode_rows, plan.padded_dim));
-  decode.take(product(plan.decode_rows, kDecodeKeys), 2);
+  decode.take(kDecodeRows * kDecodeKeys, 2);
   decode.take(kDecodeKeys);
   decode.take(kDecodeKeys * int64_t{plan.padded_dim + plan.padded_dim_v});
   if (plan.decodes(p.max_seqlen_q)) return decode.bytes;  // so does every sequence
@@ -323,12 +324,9 @@ CpuPlan make_plan(const Problem& problem, const Machine& machine, int workers) {
   plan.isa = machine.isa;
   plan.backward = problem.backward;
   plan.wide = is_wide(problem);
-  plan.workers = useful_workers(problem, workers);
+  plan.workers = has_nothing_to_compute(problem) ? 1 : useful_workers(problem, workers);
   choose_tiles(problem, machine, plan);
-  if (has_nothing_to_compute(problem)) {
-    plan.workers = 1;
-    return plan;
-  }
+  if (has_nothing_to_compute(problem)) return plan;
   const Totals totals = add_sequences(problem, plan);
   list_phases(problem, totals, plan);
   int64_t most_tasks = 1;

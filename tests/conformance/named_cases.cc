@@ -70,6 +70,9 @@ void add_dtypes_and_heads(CaseList& list) {
     c.dtype = DType::kBFloat16;
     c.causal = true;
   });
+  // Rows of V in place that end, with the caller's memory, between two vectors.
+  list.add("values_of_62_in_place", {1, 33, 65, 1, 1, 32, 62});
+  list.add("values_of_63_in_place", {1, 33, 65, 1, 1, 32, 63});
   list.add("long_rows", {1, 3, 1025, 1, 1, 16, 16}, [](Case& c) { c.dtype = DType::kBFloat16; });
   list.add("long_columns", {1, 1025, 3, 1, 1, 16, 16}, [](Case& c) { c.dtype = DType::kFloat16; });
 }
@@ -113,6 +116,8 @@ void add_few_queries(CaseList& list) {
     c.lengths_k = {1100, 65, 513, 40};
     c.causal = true;
   });
+  list.add("few_queries_of_many_heads", {1, 7, 700, 20, 1, 16, 16},
+           [](Case& c) { c.alibi_rank = 1; });
   list.add("few_queries_peaked", {1, 4, 2049, 2, 2, 64, 64},
            [](Case& c) { c.fill = Fill::kPeaked; });
   // The backward pass must find the very scores of the forward pass.

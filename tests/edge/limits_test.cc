@@ -179,22 +179,6 @@ INSTANTIATE_TEST_SUITE_P(Edge, EmptySizes, ::testing::Range(0, static_cast<int>(
 
 // --- logits --------------------------------------------------------------------------------------
 
-// q = (1, 0, ...), k_j = (logit_j, 0, ...), scale 1: the logits are what we say.
-Values with_logits(const Case& c, double (*logit)(int64_t j)) {
-  Values values = make_values(c);
-  values.q.fill(0.0);
-  values.k.fill(0.0);
-  for (int64_t b = 0; b < c.batch; ++b) {
-    for (int64_t i = 0; i < c.seqlen_q; ++i) {
-      for (int64_t h = 0; h < c.num_heads_q; ++h) values.q.put(1.0, b, i, h, 0);
-    }
-    for (int64_t j = 0; j < c.seqlen_k; ++j) {
-      for (int64_t h = 0; h < c.num_heads_kv; ++h) values.k.put(logit(j), b, j, h, 0);
-    }
-  }
-  return values;
-}
-
 struct Logits {
   const char* name;
   double (*logit)(int64_t j);

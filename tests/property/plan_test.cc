@@ -278,6 +278,20 @@ TEST(HugePlan, OfAsManyKeysAsMayBe) {
   EXPECT_EQ(plan->traffic_flash1.bytes_written, 4 * (state + keys * state + 128));
 }
 
+// Nothing overflows on the way (the sanitizers look).
+TEST(HugePlan, OfFewQueriesAndManyHeads) {
+  const auto plan = [](int64_t batch, int64_t seqlen_q, int64_t heads) {
+    AttentionInputs inputs;
+    inputs.q = contiguous_view(nullptr, DType::kBFloat16, {batch, seqlen_q, heads, 1});
+    inputs.k = inputs.v = contiguous_view(nullptr, DType::kBFloat16, {batch, 0, 1, 1});
+    AttentionOutputs outputs;
+    outputs.out = inputs.q;
+    return plan_forward(inputs, outputs, {});
+  };
+  EXPECT_TRUE(plan(1, 1, int64_t{1} << 59).ok());
+  EXPECT_TRUE(plan(int64_t{1} << 61, 0, 1).ok());
+}
+
 TEST(HugePlan, OfBandsOverLongSequences) {
   const int64_t n = int64_t{1} << 29;
   for (const bool causal : {false, true}) {

@@ -117,9 +117,9 @@ inline void transpose(Vec<Avx2, float>* r) {
   for (int i = 0; i < 8; ++i) r[i].v = t[i];
 }
 
-// 2^(t c) = 2^n 2^f for integral n, |f| <= 1/2 and the polynomial of exp2_parts(). n is rounded by
-// adding a number so large that n + 127, the exponent of 2^n, is what its last bits hold. Below
-// 2^-126, where the weight of a row's largest logit is 1, it is 0.
+// 2^(t c) = 2^-64 2^(n + 64) 2^f for integral n, |f| <= 1/2 and the polynomial of exp2_parts(). n
+// is rounded by adding a number so large that its last bits then hold n + 64 + 127, the exponent of
+// 2^(n + 64); the last factor makes subnormal numbers where it must.
 template <>
 struct WeightExp<Avx2, float> {
   using V = Vec<Avx2, float>;
@@ -128,15 +128,15 @@ struct WeightExp<Avx2, float> {
   explicit WeightExp(Exponent<float> exponent)
       : c(_mm256_set1_ps(exponent.hi)),
         tail(_mm256_set1_ps(exponent.lo)),
-        least(_mm256_set1_ps(-127.0f / exponent.hi)),
-        most(_mm256_set1_ps(120.0f / exponent.hi)) {}
+        least(_mm256_set1_ps(-151.0f / exponent.hi)),
+        most(_mm256_set1_ps(62.0f / exponent.hi)) {}
 
   V operator()(V t) const { return {power(_mm256_max_ps(least, t.v))}; }
   V unchecked(V t) const { return {power(_mm256_max_ps(least, _mm256_min_ps(most, t.v)))}; }
 
  private:
   __m256 power(__m256 t) const {
-    const __m256 magic = _mm256_set1_ps(0x1.8p23f + 127);
+    const __m256 magic = _mm256_set1_ps(0x1.8p23f + 127 + 64);
     const __m256 z = _mm256_fmadd_ps(t, c, magic);
     const __m256 n = _mm256_sub_ps(z, magic);
     const __m256 f = _mm256_fmadd_ps(t, tail, _mm256_fmsub_ps(t, c, n));
@@ -146,7 +146,8 @@ struct WeightExp<Avx2, float> {
     p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(5.55035711e-2f));
     p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(2.40226508e-1f));
     p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(6.93147188e-1f));
-    return _mm256_mul_ps(_mm256_fmadd_ps(p, f, _mm256_set1_ps(1.0f)), scale);
+    p = _mm256_mul_ps(_mm256_fmadd_ps(p, f, _mm256_set1_ps(1.0f)), scale);
+    return _mm256_mul_ps(p, _mm256_set1_ps(0x1p-64f));
   }
 };
 

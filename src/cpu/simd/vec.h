@@ -102,7 +102,7 @@ struct WeightExp {
 
   explicit WeightExp(Exponent<Real> exponent) : c(exponent) {}
   Vec<Isa, Real> operator()(Vec<Isa, Real> t) const { return exp2<Isa>(t, c); }
-  // The same, and for t c > 0 too, where it may be any number above 2^100. May be an infinity or
+  // The same, and for t c > 0 too, where it may be any number above 2^60. May be an infinity or
   // NaN where t c is below -2^17.
   Vec<Isa, Real> unchecked(Vec<Isa, Real> t) const {
     using V = Vec<Isa, Real>;
