@@ -273,17 +273,7 @@ inline void backward_tile(Worker<Isa, Real>& w, const Tile& t, const ScoreScale<
                              .right = r.ds_lanes};
   if (multiply_weights<Isa, Real>(dq, true, partial ? r.hide : nullptr)) return;
   const bool visible_only = nonfinite(k, t.keys, dim, ld);
-  for_key_groups<Isa, Real>(t, partial, [&](int first, int count, VectorRange vectors) {
-    const int lane = vectors.begin * Vec<Isa, Real>::kLanes;
-    GemmTile<Real> part = dq;
-    part.a += first * part.a_step;
-    part.b += first * t.lanes + lane;
-    part.c += lane;
-    part.cols = vectors.end * Vec<Isa, Real>::kLanes - lane;
-    part.depth = count;
-    visible_only ? accumulate_visible<Isa, Real>(part, r.hide + first * t.lanes + lane)
-                 : gemm<Isa, Real>(part);
-  });
+  multiply_by_groups<Isa, Real>(t, partial, dq, visible_only ? r.hide : nullptr);
 }
 
 }  // namespace attentile::cpu

@@ -124,6 +124,24 @@ template <class Isa, class Real>
   }
 }
 
+// C += A B for A = V^T or K^T and B = P^T or dS^T of a tile, without what the band hides. hide: of
+// the tile, where hidden pairs must not meet at all, else null.
+template <class Isa, class Real>
+inline void multiply_by_groups(const Tile& t, bool partial, const GemmTile<Real>& product,
+                               const Real* hide) {
+  for_key_groups<Isa, Real>(t, partial, [&](int k, int keys, VectorRange vectors) {
+    const int lane = vectors.begin * Vec<Isa, Real>::kLanes;
+    GemmTile<Real> part = product;
+    part.a += k * part.a_step;
+    part.b += k * t.lanes + lane;
+    part.c += lane;
+    part.cols = vectors.end * Vec<Isa, Real>::kLanes - lane;
+    part.depth = keys;
+    hide != nullptr ? accumulate_visible<Isa, Real>(part, hide + k * t.lanes + lane)
+                    : gemm<Isa, Real>(part);
+  });
+}
+
 // Weights times keep, in place.
 template <class Isa, class Real>
 inline void apply_keep(const Problem& p, const Tile& t, Real* keep, Real* weights) {
@@ -198,17 +216,7 @@ inline void attend_tile(Worker<Isa, Real>& w, const Panel<Real>& panel, Tile t,
     keys.v_nonfinite = tile_has_nonfinite<Isa, Real>(w, keys.v, keys.keys, head_dim_v, keys.v_ld);
   }
   const bool visible_only = partial && keys.v_nonfinite > 0;
-  for_key_groups<Isa, Real>(t, partial, [&](int k, int count, VectorRange vectors) {
-    const int lane = vectors.begin * Vec<Isa, Real>::kLanes;
-    GemmTile<Real> part = product;
-    part.a += k * part.a_step;
-    part.b += k * t.lanes + lane;
-    part.c += lane;
-    part.cols = vectors.end * Vec<Isa, Real>::kLanes - lane;
-    part.depth = count;
-    visible_only ? accumulate_visible<Isa, Real>(part, scratch.hide + k * t.lanes + lane)
-                 : gemm<Isa, Real>(part);
-  });
+  multiply_by_groups<Isa, Real>(t, partial, product, visible_only ? scratch.hide : nullptr);
 }
 
 // Brings keys [begin, end) of KV head `head` within reach: copied to scratch and widened, or read
