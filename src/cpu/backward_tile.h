@@ -227,7 +227,7 @@ inline void accumulate_dk_dv(Worker<Isa, Real>& w, const Tile& t, int64_t key_ro
       part.b += first * part.b_step;
       part.c += k * part.c_row;
       part.rows = keys;
-      part.depth = static_cast<int>(min64(vectors.end * kLanes, t.rows)) - first;
+      part.depth = static_cast<int>(min64(int64_t{vectors.end} * kLanes, t.rows)) - first;
       gemm<Isa, Real>(part);
     });
   };

@@ -103,7 +103,7 @@ inline void multiply_keys(const DecodeTask& t, int64_t dim, const RowPointers<El
     float dots[kDotSums<Isa>];
     dot_products<Isa, Element, kRows>({t.q + row * dim, dim, dim}, keys.row + k, dots);
     for (int m = 0; m < kRows; ++m) {
-      std::memcpy(s + m * kDecodeKeys + k, dots + m * kKeys, kKeys * sizeof(float));
+      std::memcpy(s + m * kDecodeKeys + k, dots + int64_t{m} * kKeys, kKeys * sizeof(float));
     }
   }
 }
@@ -147,7 +147,7 @@ inline void accumulate_values(const DecodeTask& t, int64_t dim, const RowPointer
 template <class Isa, class Element, int kRows>
 inline void tile_output_rows(const DecodeTask& t, int64_t dim, const RowPointers<Element>& values,
                              int row) {
-  constexpr int kLanes = Vec<Isa, float>::kLanes;
+  constexpr int64_t kLanes = Vec<Isa, float>::kLanes;
   constexpr int kMost = kRows == 1 ? 8 : 4;
   int64_t column = 0;
   for (; column + kMost * kLanes <= dim; column += kMost * kLanes) {
@@ -169,7 +169,7 @@ template <class Isa, class Element>
     for (int64_t c = 0; c < dim; c += V::kLanes) {
       V acc = V::set1(0.0f);
       for (int k = 0; k < t.keys; ++k) {
-        const int at = row * kDecodeKeys + k;
+        const int64_t at = row * kDecodeKeys + k;
         if (t.hide[at] == 0) {
           acc = V::fma(V::set1(t.s_rows[at]), load_values<Isa>(values.row[k] + c), acc);
         }

@@ -153,7 +153,7 @@ struct WeightExp<Avx2, float> {
 
 inline Vec<Avx2, float> sum_each(Vec<Avx2, float>* r) {
   __m256 four[2];
-  for (int i = 0; i < 2; ++i) {
+  for (int64_t i = 0; i < 2; ++i) {
     four[i] = _mm256_hadd_ps(_mm256_hadd_ps(r[4 * i].v, r[4 * i + 1].v),
                              _mm256_hadd_ps(r[4 * i + 2].v, r[4 * i + 3].v));
   }
