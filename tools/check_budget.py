@@ -19,7 +19,6 @@ MAX_PARAMETERS = 6
 MAX_COLUMNS = 100
 MAX_EXAMPLE_LINES = 60
 MAX_BYTES = 1 << 20  # outside data/
-MAX_RESULT_BYTES = 8 << 20  # bench/results/: a whole grid, one record a line
 
 CPP = {".cc", ".h", ".c"}
 CODE = CPP | {".py", ".sh", ".cmake"}
@@ -131,9 +130,8 @@ def python_functions(text):
 
 def check_file(name, report):
     path = ROOT / name
-    limit = MAX_RESULT_BYTES if name.startswith("bench/results/") else MAX_BYTES
-    if not name.startswith("data/") and path.stat().st_size > limit:
-        report(name, 1, f"{path.stat().st_size} bytes; at most {limit} outside data/")
+    if not name.startswith("data/") and path.stat().st_size > MAX_BYTES:
+        report(name, 1, f"{path.stat().st_size} bytes; at most {MAX_BYTES} outside data/")
     try:
         text = path.read_text()
     except UnicodeDecodeError:

@@ -314,11 +314,15 @@ inline void clear_dead_rows(const Panel<Real>& panel, int head_dim_v, const Real
 // O times the keys' share of the row's weight: apart from 1 / l, since the product of both may be
 // subnormal where neither is.
 template <class Isa, class Real>
-inline void multiply_rows(const Worker<Isa, Real>& w, const Panel<Real>& panel,
-                          const RowEnd* rows) {
-  for (int64_t c = 0; c < w.problem.head_dim_v; ++c) {
+inline void multiply_rows(const Panel<Real>& panel, int head_dim_v, const RowEnd* rows) {
+  using V = Vec<Isa, Real>;
+  Real share[kMaxPanelLanes];
+  for (int i = 0; i < panel.lanes; ++i) share[i] = static_cast<Real>(rows[i].share);
+  for (int64_t c = 0; c < head_dim_v; ++c) {
     Real* o = panel.acc_o + c * panel.lanes;
-    for (int i = 0; i < panel.rows; ++i) o[i] *= static_cast<Real>(rows[i].share);
+    for (int i = 0; i < panel.lanes; i += V::kLanes) {
+      (V::load(o + i) * V::load(share + i)).store(o + i);
+    }
   }
 }
 
@@ -332,7 +336,7 @@ inline void store_panel(Worker<Isa, Real>& w, const Tile& t, const Panel<Real>& 
   close_rows<Isa, Real>(p, t.h, panel, scale, lane_buffer, rows);
   clear_dead_rows<Isa, Real>(panel, head_dim_v, lane_buffer);
   const double kept_scale = p.dropout.enabled ? p.dropout.scale : 1.0;
-  if (p.sink.present) multiply_rows<Isa, Real>(w, panel, rows);
+  if (p.sink.present) multiply_rows<Isa, Real>(panel, head_dim_v, rows);
   for (int i = 0; i < panel.lanes; ++i) {  // O is divided by l
     lane_buffer[i] = static_cast<Real>(kept_scale / lane_buffer[i]);
   }
