@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention on tensors of torch: eager calls, autograd, autocast, torch.func, compiled graphs.
+
+One question decides the way of a call: are these plain tensors, with nothing (a compiler, a
+functorch transform, a dispatch mode) looking on? Then the binding is called at once, under an
+autograd.Function where gradients are wanted. Else the operator of _ops.py is called.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+from torch.autograd.function import once_differentiable
+
+from attentile import _core
+from attentile._arrays import Gradients
+from attentile._call import POSITION, TENSORS, make_options, split
+from attentile.torch import _ops
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+    from typing_extensions import Unpack
+
+    from attentile._call import Keywords
+
+_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
+_BIAS, _SINK = POSITION["bias"] - 6, POSITION["sink"] - 6
+_NO_GRADIENT = ("alibi_slopes",)
+
+_is_compiling = torch.compiler.is_compiling
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_peek_functorch = torch._C._functorch.peek_interpreter_stack
+
+
+def _alone(q: Any, k: Any, v: Any) -> bool:
+    """Whether only this process's memory is at stake: plain tensors, nobody tracing."""
+    return (type(q) in _PLAIN and type(k) in _PLAIN and type(v) in _PLAIN
+            and not _is_compiling() and not _dispatch_modes() and _peek_functorch() is None)
+
+
+class _Saved(torch.autograd.Function):
+    """Eager calls with gradients: out and lse from (q, k, v, bias, sink, rest, scalars, run)."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None,
+                sink: Tensor | None, call: _Call) -> tuple[Tensor, Tensor]:
+        out, lse = call.forward(q, k, v)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(q, k, v, out, lse, *call.optional)
+        ctx.call = call.without_tensors()
+        return out, lse
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
+        q, k, v, out, lse, *optional = ctx.saved_tensors
+        if dout is None:
+            dout = out.new_zeros(()).expand(out.shape)
+        bias = optional[_BIAS] if optional and ctx.needs_input_grad[3] else None
+        sink = optional[_SINK] if optional else None
+        gradients = _ops.new_gradients(q, k, v, bias, sink)
+        call = ctx.call
+        _core.backward((q, k, v, out, lse, None, *optional), (dout, *gradients[:3], dlse,
+                       *gradients[3:]), call.options, call.threads, call.progress)
+        return (*gradients, None)
+
+
+class _Call:
+    """What a call is besides q, k, v: optional tensors, options, threads, progress."""
+
+    __slots__ = ("layout", "optional", "options", "progress", "threads")
+
+    def __init__(self, optional: Any, options: _core.Options, layout: str, run: Any) -> None:
+        self.optional = optional
+        self.options = options
+        self.layout = layout
+        self.threads, self.progress = run
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        out, lse = _ops.new_out(q, v), _ops.new_lse(q, self.layout)
+        _core.forward((q, k, v, out, lse, None, *self.optional), self.options, self.threads,
+                      self.progress)
+        return out, lse
+
+    def without_tensors(self) -> _Call:
+        """For the graph, which holds tensors by save_for_backward alone."""
+        return _Call((), self.options, self.layout, (self.threads, self.progress))
+
+
+class _Operator(torch.autograd.function._SingleLevelFunction):
+    """The operator's derivative: in AOT traces, and at each level of torch.func."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None,
+                sink: Tensor | None, rest: tuple[Any, dict[str, Any]]) -> tuple[Tensor, Tensor]:
+        optional, scalars = rest
+        optional = _with(optional, bias, sink)
+        with torch._C._AutoDispatchBelowAutograd():
+            out, lse = _ops.forward(q, k, v, *optional, **scalars)
+        ctx.set_materialize_grads(False)
+        ctx.scalars = scalars
+        ctx.save_for_backward(q, k, v, out, lse, *optional)
+        return out, lse
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
+        q, k, v, out, lse, *optional = ctx.saved_tensors
+        if dout is None:
+            dout = torch.zeros_like(out)
+        needs_dbias = ctx.needs_input_grad[3]
+        dq, dk, dv, dbias, dsink = _ops.backward(dout, dlse, q, k, v, out, lse, *optional,
+                                                 needs_dbias=needs_dbias, **ctx.scalars)
+        return (dq, dk, dv, dbias if needs_dbias else None,
+                dsink if ctx.needs_input_grad[4] else None, None)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise NotImplementedError(
+            "attentile: forward-mode derivatives (jvp) were asked for, expected reverse mode; "
+            "torch's own scaled_dot_product_attention has none either, except its math backend")
+
+
+def _with(optional: tuple[Any, ...], bias: Tensor | None,
+          sink: Tensor | None) -> tuple[Any, ...]:
+    """The optional tensors, bias and sink put back into their places."""
+    if bias is None and sink is None:
+        return optional
+    tensors = [*optional, *(None,) * (len(TENSORS) - len(optional))]
+    tensors[_BIAS], tensors[_SINK] = bias, sink
+    return tuple(tensors)
+
+
+def _wants_gradient(*tensors: Any) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _operator_autograd(keyset: Any, q: Tensor, k: Tensor, v: Tensor, *optional: Any,
+                       **scalars: Any) -> Any:
+    """attentile::forward under autograd keys."""
+    given = (*optional, *(None,) * (len(TENSORS) + 1 - len(optional)))
+    bias, sink = given[_BIAS], given[_SINK]
+    _refuse_gradients(dict(zip(TENSORS, given, strict=False)))
+    if _wants_gradient(q, k, v, bias, sink) or forward_ad._current_level >= 0:
+        rest = tuple(None if i in (_BIAS, _SINK) else t for i, t in enumerate(given))
+        with enable_single_level_autograd_function():
+            return _Operator.apply(q, k, v, bias, sink, (rest, scalars))
+    with torch._C._AutoDispatchBelowAutograd():
+        return _ops.forward(q, k, v, *optional, **scalars)
+
+
+_ops._LIBRARY.impl("forward", _operator_autograd, "Autograd", with_keyset=True)
+
+
+def _refuse_gradients(tensors: dict[str, Any]) -> None:
+    for name in _NO_GRADIENT:
+        tensor = tensors.get(name)
+        if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"{name}: requires a gradient, expected a tensor without: none is "
+                             "computed for it")
+
+
+def _autocast(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Inside autocast: floating-point tensors in its dtype, as torch's own attention."""
+    dtype = torch.get_autocast_dtype("cpu")
+    return tuple(t.to(dtype) if t is not None and t.dtype in (torch.float32, torch.float16,
+                                                              torch.bfloat16) else t
+                 for t in tensors)
+
+
+def _operator_autocast(q: Tensor, k: Tensor, v: Tensor, *optional: Any, **scalars: Any) -> Any:
+    """attentile::forward inside autocast."""
+    with torch._C._ExcludeDispatchKeyGuard(
+            torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)):
+        return _ops.forward(*_autocast((q, k, v)), *optional, **scalars)
+
+
+_ops._LIBRARY.impl("forward", _operator_autocast, "AutocastCPU")
+
+
+def draw_dropout_state() -> Tensor:
+    """(seed, offset) [2] int64 from torch's default generator: torch.manual_seed repeats it."""
+    return torch.randint(0, 1 << 62, (2,), dtype=torch.int64)
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False, return_keep: bool = False,
+    num_threads: int | None = None, progress: Callable[[float], object] | None = None,
+    **keywords: Unpack[Keywords],
+) -> Any:
+    """`attentile.attention` on CPU tensors of torch, with gradients for q, k, v, bias and sink.
+
+    Shapes, keywords, results and errors are those of `attentile.attention`. Differences: lse is
+    differentiable too; num_threads defaults to torch.get_num_threads(); dropout without a
+    dropout_seed draws one from torch's generator. Works under autocast, torch.compile(fullgraph),
+    torch.export, torch.func.grad and vmap; forward-mode derivatives raise NotImplementedError.
+    return_keep and progress are for eager calls.
+    """
+    optional, scalars = split(dict(keywords)) if keywords else ((), {})
+    state = None
+    if scalars.get("dropout_p", 0.0) and "dropout_seed" not in scalars:
+        state = draw_dropout_state()
+    if not _alone(q, k, v) or forward_ad._current_level >= 0:
+        if return_keep or progress is not None:
+            raise ValueError("return_keep, progress: given in a traced or transformed call, "
+                             "expected only in eager calls on plain tensors")
+        if state is not None:
+            optional = (*optional, *(None,) * (len(TENSORS) - len(optional)), state)
+        out, lse = _ops.forward(q, k, v, *optional, **_ops.scalars_of(scalars))
+        return (out, lse) if return_lse else out
+    if torch.is_autocast_enabled("cpu"):
+        q, k, v = _autocast((q, k, v))
+    if state is not None:
+        seed, offset = state.tolist()
+        scalars = {**scalars, "dropout_seed": seed, "dropout_offset": offset}
+    options = make_options(scalars)
+    threads = torch.get_num_threads() if num_threads is None else num_threads
+    bias = sink = None
+    if optional:
+        bias, sink = optional[_BIAS], optional[_SINK]
+        _refuse_gradients(dict(zip(TENSORS, optional, strict=True)))
+    call = _Call(optional, options, scalars.get("layout", "bshd"), (threads, progress))
+    results: tuple[Any, ...]
+    if _wants_gradient(q, k, v, bias, sink):
+        results = _Saved.apply(q, k, v, bias, sink, call)
+    elif return_lse or return_keep:
+        results = call.forward(q, k, v)
+    else:
+        out = _ops.new_out(q, v)
+        _core.forward((q, k, v, out, None, None, *optional), options, threads, progress)
+        return out
+    if return_keep:
+        results = (*results, _keep(q, k, v, call))
+    return results if return_lse and len(results) > 1 else \
+        (results[0], *results[2:]) if return_keep else results[0]
+
+
+def _keep(q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
+    """The keep decisions of dropout, uint8 [batch, num_heads_q, seqlen_q, seqlen_k]."""
+    with torch.no_grad():
+        lse = _ops.new_lse(q, call.layout)
+        keys = k.shape[2 if call.layout == "bhsd" else 1]
+        keep = torch.empty((*lse.shape, keys), dtype=torch.uint8)
+        _core.forward((q.detach(), k.detach(), v.detach(), _ops.new_out(q, v), lse, keep,
+                       *call.optional), call.options, call.threads, call.progress)
+    return keep
+
+
+def attention_backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *,
+    dlse: Tensor | None = None, num_threads: int | None = None,
+    progress: Callable[[float], object] | None = None, **keywords: Unpack[Keywords],
+) -> Gradients:
+    """`attentile.attention_backward` on CPU tensors of torch."""
+    optional, scalars = split(dict(keywords))
+    with torch.no_grad():
+        bias, sink = (optional[_BIAS], optional[_SINK]) if optional else (None, None)
+        dq, dk, dv, dbias, dsink = _ops.new_gradients(q, k, v, bias, sink)
+        threads = torch.get_num_threads() if num_threads is None else num_threads
+        _core.backward((q, k, v, out, lse, None, *optional), (dout, dq, dk, dv, dlse, dbias, dsink),
+                       make_options(scalars), threads, progress)
+    return Gradients(dq, dk, dv, dbias, dsink)

@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "call.h"
+
+#include <nanobind/stl/string.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "tensor.h"
+
+namespace attentile::python {
+namespace {
+
+namespace nb = nanobind;
+
+PyObject* unsupported_error = nullptr;
+
+// Where the tensors of a tuple go.
+template <class Group>
+struct Slot {
+  const char* name;
+  TensorView Group::* view;
+  bool by_layout;  // heads and rows may be swapped
+  bool written;
+};
+
+struct Call {
+  AttentionInputs inputs;
+  AttentionOutputs outputs;
+};
+
+constexpr Slot<AttentionInputs> kInputSlots[] = {
+    {"q", &AttentionInputs::q, true, false},
+    {"k", &AttentionInputs::k, true, false},
+    {"v", &AttentionInputs::v, true, false},
+    {"bias", &AttentionInputs::bias, false, false},
+    {"mask", &AttentionInputs::mask, false, false},
+    {"sink", &AttentionInputs::sink, false, false},
+    {"alibi_slopes", &AttentionInputs::alibi_slopes, false, false},
+    {"cu_seqlens_q", &AttentionInputs::cu_seqlens_q, false, false},
+    {"cu_seqlens_k", &AttentionInputs::cu_seqlens_k, false, false},
+    {"seqused_k", &AttentionInputs::seqused_k, false, false},
+    {"block_table", &AttentionInputs::block_table, false, false},
+    {"cache_batch_idx", &AttentionInputs::cache_batch_idx, false, false},
+    {"leftpad_k", &AttentionInputs::leftpad_k, false, false},
+    {"block_mask", &AttentionInputs::block_mask, false, false}};
+constexpr Slot<AttentionOutputs> kOutputSlots[] = {{"out", &AttentionOutputs::out, true, true},
+                                                   {"lse", &AttentionOutputs::lse, false, true},
+                                                   {"keep", &AttentionOutputs::keep, false, true}};
+constexpr Slot<AttentionGradients> kGradientSlots[] = {
+    {"dout", &AttentionGradients::dout, true, false},
+    {"dq", &AttentionGradients::dq, true, true},
+    {"dk", &AttentionGradients::dk, true, true},
+    {"dv", &AttentionGradients::dv, true, true},
+    {"dlse", &AttentionGradients::dlse, false, false},
+    {"dbias", &AttentionGradients::dbias, false, true},
+    {"dsink", &AttentionGradients::dsink, false, true}};
+
+// Reads tuple[first ...] into group; what the tuple lacks stays absent.
+template <class Group, size_t kCount>
+void read_group(nb::handle tuple, size_t first, const Slot<Group> (&slots)[kCount], bool swapped,
+                Group& group, Borrowed& memory) {
+  const size_t given = nb::len(tuple);
+  for (size_t i = 0; i < kCount && first + i < given; ++i) {
+    const nb::handle object = PyTuple_GetItem(tuple.ptr(), static_cast<Py_ssize_t>(first + i));
+    if (object.is_none()) continue;
+    const Slot<Group>& slot = slots[i];
+    TensorView view =
+        slot.written ? memory.write(slot.name, object) : memory.read(slot.name, object);
+    group.*slot.view = swapped && slot.by_layout ? heads_second(view) : view;
+  }
+}
+
+// (q, k, v, out, lse, keep, then the optional inputs in the order of kInputSlots).
+Call read_call(nb::tuple tensors, const Options& options, Borrowed& memory) {
+  Call call;
+  if (nb::len(tensors) < 5) throw nb::type_error("tensors: q, k, v, out and lse must be given");
+  nb::object inputs = nb::steal(PyTuple_GetSlice(tensors.ptr(), 0, 3));
+  nb::object outputs = nb::steal(PyTuple_GetSlice(tensors.ptr(), 3, 6));
+  read_group(inputs, 0, kInputSlots, options.heads_second, call.inputs, memory);
+  read_group(outputs, 0, kOutputSlots, options.heads_second, call.outputs, memory);
+  const size_t given = nb::len(tensors);
+  for (size_t i = 6; i < given && i - 3 < std::size(kInputSlots); ++i) {
+    const nb::handle object = PyTuple_GetItem(tensors.ptr(), static_cast<Py_ssize_t>(i));
+    if (object.is_none()) continue;
+    call.inputs.*kInputSlots[i - 3].view = memory.read(kInputSlots[i - 3].name, object);
+  }
+  return call;
+}
+
+// What the library calls every few milliseconds of a long call, on the calling thread.
+struct Poll {
+  nb::handle progress;
+  std::optional<nb::python_error> raised;
+
+  static int call(void* data, double fraction) {
+    auto* poll = static_cast<Poll*>(data);
+    nb::gil_scoped_acquire lock;
+    try {
+      if (PyErr_CheckSignals() != 0) throw nb::python_error();
+      if (!poll->progress.is_none()) poll->progress(fraction);
+      return 0;
+    } catch (nb::python_error& error) {
+      poll->raised.emplace(error);
+      return 1;
+    }
+  }
+};
+
+[[noreturn]] void raise(const Status& status) {
+  PyObject* type = PyExc_RuntimeError;
+  switch (status.code()) {
+    case StatusCode::kInvalidArgument: type = PyExc_ValueError; break;
+    case StatusCode::kUnsupported: type = unsupported_error; break;
+    case StatusCode::kOutOfMemory: type = PyExc_MemoryError; break;
+    default: break;
+  }
+  PyErr_SetString(type, status.message().c_str());
+  throw nb::python_error();
+}
+
+// Runs body(context) without the interpreter's lock.
+template <class Body>
+void run(int num_threads, nb::handle progress, Body body) {
+  Poll poll{progress, std::nullopt};
+  ExecutionContext context;
+  context.num_threads = num_threads;
+  context.poll = Poll::call;
+  context.poll_data = &poll;
+  Status status;
+  {
+    nb::gil_scoped_release unlocked;
+    status = body(context);
+  }
+  if (poll.raised) throw nb::python_error(*poll.raised);
+  if (!status.ok()) raise(status);
+}
+
+nb::dict facts(const Plan& plan) {
+  nb::dict traffic;
+  const auto add = [&traffic](const char* name, const Traffic& moved) {
+    nb::dict bytes;
+    bytes["bytes_read"] = moved.bytes_read;
+    bytes["bytes_written"] = moved.bytes_written;
+    traffic[name] = bytes;
+  };
+  add("standard", plan.traffic_standard);
+  add("flash1", plan.traffic_flash1);
+  add("flash2", plan.traffic_flash2);
+  nb::list notes;
+  for (const std::string& note : plan.notes) notes.append(nb::str(note.c_str()));
+  nb::dict result;
+  result["algorithm"] = to_string(plan.algorithm);
+  result["isa"] = to_string(plan.isa);
+  result["threads"] = plan.threads;
+  result["tile_m"] = plan.tile_m;
+  result["tile_n"] = plan.tile_n;
+  result["num_tasks"] = plan.num_tasks;
+  result["workspace_bytes"] = plan.workspace_bytes;
+  result["fast_memory_bytes"] = plan.fast_memory_bytes;
+  result["visible_pairs"] = plan.visible_pairs;
+  result["flops"] = plan.flops;
+  result["traffic"] = traffic;
+  result["notes"] = notes;
+  return result;
+}
+
+}  // namespace
+
+void forward(nb::tuple tensors, const Options& options, int num_threads, nb::object progress) {
+  Borrowed memory;
+  const Call call = read_call(tensors, options, memory);
+  run(num_threads, progress, [&](const ExecutionContext& context) {
+    return attention_forward(call.inputs, call.outputs, options.attention, context);
+  });
+}
+
+void backward(nb::tuple tensors, nb::tuple gradients, const Options& options, int num_threads,
+              nb::object progress) {
+  Borrowed memory;
+  const Call call = read_call(tensors, options, memory);
+  AttentionGradients grads;
+  read_group(gradients, 0, kGradientSlots, options.heads_second, grads, memory);
+  run(num_threads, progress, [&](const ExecutionContext& context) {
+    return attention_backward(call.inputs, call.outputs, grads, options.attention, context);
+  });
+}
+
+void merge(nb::list parts, nb::tuple result, bool heads_second_layout, int num_threads) {
+  std::vector<PartialState> states;
+  std::vector<Borrowed> memory(nb::len(parts) + 1);
+  const auto state = [&](nb::handle pair, bool written) {
+    if (!nb::isinstance<nb::tuple>(pair) || nb::len(pair) != 2) {
+      throw nb::type_error("parts: expected pairs (out, lse)");
+    }
+    Borrowed& held = memory[states.size()];
+    PartialState s;
+    s.out = written ? held.write("out", pair[0]) : held.read("out", pair[0]);
+    s.lse = written ? held.write("lse", pair[1]) : held.read("lse", pair[1]);
+    if (heads_second_layout) s.out = heads_second(s.out);
+    return s;
+  };
+  for (nb::handle pair : parts) states.push_back(state(pair, false));
+  const PartialState merged = state(result, true);
+  run(num_threads, nb::none(), [&](const ExecutionContext& context) {
+    return attentile::merge(states, merged, context);
+  });
+}
+
+nb::dict plan(nb::tuple tensors, nb::object gradients, const Options& options, int num_threads) {
+  Borrowed memory;
+  const Call call = read_call(tensors, options, memory);
+  ExecutionContext context;
+  context.num_threads = num_threads;
+  AttentionGradients grads;
+  if (!gradients.is_none()) {
+    read_group(gradients, 0, kGradientSlots, options.heads_second, grads, memory);
+  }
+  const Result<Plan> planned =
+      gradients.is_none()
+          ? plan_forward(call.inputs, call.outputs, options.attention, context)
+          : plan_backward(call.inputs, call.outputs, grads, options.attention, context);
+  if (!planned.ok()) raise(planned.status());
+  return facts(*planned);
+}
+
+void bind_errors(nb::module_& module) {
+  nb::object bases = nb::make_tuple(nb::handle(PyExc_ValueError),
+                                    nb::handle(PyExc_NotImplementedError));
+  unsupported_error = PyErr_NewExceptionWithDoc(
+      "attentile.UnsupportedError",
+      "A correct request that this build cannot serve; the sentence names the feature.",
+      bases.ptr(), nullptr);
+  if (unsupported_error == nullptr) throw nb::python_error();
+  module.attr("UnsupportedError") = nb::handle(unsupported_error);
+}
+
+}  // namespace attentile::python
