@@ -5,7 +5,7 @@
     check_counts.py BUILD_DIR [FAILED_STEP...]
 
 Reads BUILD_DIR/*/test-results/: ctest.xml says which programs ran and how each ended, NAME.json
-what GoogleTest counted in it. A program that ended badly without a failed case (a crash, a
+what GoogleTest counted in it; pytest.xml holds what pytest counted. A program that ended badly without a failed case (a crash, a
 time-out) counts as one failure; one without JSON (a script) as one case. checks.txt holds more
 results, one `passed NAME` or `failed NAME` a line. There are at least as many failures as
 FAILED_STEPs.
@@ -38,6 +38,20 @@ def count_json(path):
     return passed, failed, skipped
 
 
+def count_pytest(path):
+    """(passed, failed, names of skipped cases) of one pytest run."""
+    passed, failed, skipped = 0, 0, []
+    for case in ElementTree.parse(path).getroot().iter("testcase"):
+        outcomes = {child.tag for child in case}
+        if outcomes & {"failure", "error"}:
+            failed += 1
+        elif "skipped" in outcomes:
+            skipped.append(f"{case.get('classname')}.{case.get('name')}")
+        else:
+            passed += 1
+    return passed, failed, skipped
+
+
 def count_results(folder):
     """(passed, failed, skipped) of one build's test-results."""
     passed, failed, skipped = 0, 0, []
@@ -56,6 +70,10 @@ def count_results(folder):
         passed += counted[0]
         failed += counted[1]
         skipped += [f"{folder.parent.name}: {case_name}" for case_name in counted[2]]
+    if (folder / "pytest.xml").exists():
+        counted = count_pytest(folder / "pytest.xml")
+        passed, failed = passed + counted[0], failed + counted[1]
+        skipped += [f"python: {case_name}" for case_name in counted[2]]
     checks = folder / "checks.txt"
     for line in checks.read_text().splitlines() if checks.exists() else ():
         passed += line.startswith("passed ")

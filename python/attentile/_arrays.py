@@ -89,7 +89,7 @@ def attention(
     float64; any strides), read without copies. Tensors of torch go to `attentile.torch.attention`,
     which records gradients. Results come in q's framework and dtype: JAX for JAX, else NumPy.
 
-    Args (shapes for layout "bshd"; "bhsd" swaps the dimensions of seqlen and heads of q, k, v, out):
+    Args (shapes of layout "bshd"; "bhsd" swaps seqlen and heads of q, k, v and out):
         q: [batch, seqlen_q, num_heads_q, head_dim]; packed [total_q, num_heads_q, head_dim].
         k, v: [batch, seqlen_k, num_heads_kv, head_dim (v: head_dim_v)]; packed likewise; with
             block_table [num_pages, page_size, num_heads_kv, head_dim]. num_heads_q is a multiple of
@@ -195,7 +195,7 @@ def merge(parts: Sequence[tuple[Any, Any]], *, layout: str = "bshd",
         return result
     out = np.empty(_shape("out", like), _numpy_dtype(like))
     lse = np.empty(_shape("lse", pairs[0][1]), _numpy_dtype(pairs[0][1]))
-    _core.merge(pairs, (out, lse), layout == "bhsd", num_threads)  # type: ignore[arg-type]
+    _core.merge(pairs, (out, lse), layout == "bhsd", num_threads)
     merged = _as_given((out, lse), like)
     return merged[0], merged[1]
 
@@ -213,8 +213,8 @@ def plan(
 ) -> dict[str, Any]:
     """What a call would do, found without doing it: kernel, tiles, memory, bytes moved, reasons.
 
-    q, k, v: arrays, or their shapes (then of `dtype`, default float32); v defaults to k. Keywords as
-    of `attention`; of optional tensors only shapes and index arrays matter. Returns a dict that
+    q, k, v: arrays, or their shapes (then of `dtype`, default float32); v defaults to k. Keywords
+    as of `attention`; of optional tensors only shapes and index arrays matter. Returns a dict that
     JSON can hold: algorithm, isa, threads, tile_m (queries), tile_n (keys), num_tasks,
     workspace_bytes, flops, visible_pairs, traffic of each algorithm in bytes, and notes: why these
     tiles, and for each faster path why it does not run. Raises ValueError, TypeError.

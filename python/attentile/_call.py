@@ -3,12 +3,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 from attentile import _core
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 # Optional tensors of a call, in the order that attentile._core takes them after q, k, v, out, lse
 # and keep.
@@ -113,6 +110,3 @@ def lse_shape(q_shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
     if len(q_shape) == 3:
         return (q_shape[1], q_shape[0])
     return q_shape[:3]
-
-
-Progress = "Callable[[float], object] | None"

@@ -8,6 +8,16 @@
         model(x)
 """
 
+from attentile.torch import _vmap  # noqa: F401  registers its rules
 from attentile.torch._autograd import attention, attention_backward
+from attentile.torch._sdpa import (
+    Dispatch,
+    last_dispatch,
+    register_flash_attention_impl,
+    sdpa,
+)
 
-__all__ = ["attention", "attention_backward"]
+__all__ = ["Dispatch", "attention", "attention_backward", "last_dispatch",
+           "register_flash_attention_impl", "sdpa"]
+
+register_flash_attention_impl()  # offered by name, activated by nobody

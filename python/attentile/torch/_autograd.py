@@ -8,7 +8,7 @@ autograd.Function where gradients are wanted. Else the operator of _ops.py is ca
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch._functorch.utils import enable_single_level_autograd_function
@@ -43,53 +43,51 @@ def _alone(q: Any, k: Any, v: Any) -> bool:
             and not _is_compiling() and not _dispatch_modes() and _peek_functorch() is None)
 
 
+class _Call(NamedTuple):
+    """What a call is besides q, k, v: optional tensors, options, threads, progress."""
+
+    optional: Any
+    options: _core.Options
+    layout: str
+    threads: int
+    progress: Any
+    with_lse: bool
+
+
+def _run_forward(q: Tensor, k: Tensor, v: Tensor, call: _Call) -> tuple[Tensor, Tensor]:
+    optional, options, layout, threads, progress, _ = call
+    out, lse = _ops.new_out(q, v), _ops.new_lse(q, layout)
+    _core.forward((q, k, v, out, lse, None, *optional), options, threads, progress)
+    return out, lse
+
+
 class _Saved(torch.autograd.Function):
-    """Eager calls with gradients: out and lse from (q, k, v, bias, sink, rest, scalars, run)."""
+    """Eager calls with gradients; returns lse only where it is wanted, which is cheaper."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None,
-                sink: Tensor | None, call: _Call) -> tuple[Tensor, Tensor]:
-        out, lse = call.forward(q, k, v)
-        ctx.set_materialize_grads(False)
+                sink: Tensor | None, call: _Call) -> Any:
+        out, lse = _run_forward(q, k, v, call)
         ctx.save_for_backward(q, k, v, out, lse, *call.optional)
-        ctx.call = call.without_tensors()
+        ctx.call = call[1:]
+        if not call.with_lse:
+            return out
+        ctx.set_materialize_grads(False)
         return out, lse
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None = None) -> tuple[Any, ...]:
         q, k, v, out, lse, *optional = ctx.saved_tensors
         if dout is None:
             dout = out.new_zeros(()).expand(out.shape)
         bias = optional[_BIAS] if optional and ctx.needs_input_grad[3] else None
         sink = optional[_SINK] if optional else None
         gradients = _ops.new_gradients(q, k, v, bias, sink)
-        call = ctx.call
+        options, _, threads, progress, _ = ctx.call
         _core.backward((q, k, v, out, lse, None, *optional), (dout, *gradients[:3], dlse,
-                       *gradients[3:]), call.options, call.threads, call.progress)
+                       *gradients[3:]), options, threads, progress)
         return (*gradients, None)
-
-
-class _Call:
-    """What a call is besides q, k, v: optional tensors, options, threads, progress."""
-
-    __slots__ = ("layout", "optional", "options", "progress", "threads")
-
-    def __init__(self, optional: Any, options: _core.Options, layout: str, run: Any) -> None:
-        self.optional = optional
-        self.options = options
-        self.layout = layout
-        self.threads, self.progress = run
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        out, lse = _ops.new_out(q, v), _ops.new_lse(q, self.layout)
-        _core.forward((q, k, v, out, lse, None, *self.optional), self.options, self.threads,
-                      self.progress)
-        return out, lse
-
-    def without_tensors(self) -> _Call:
-        """For the graph, which holds tensors by save_for_backward alone."""
-        return _Call((), self.options, self.layout, (self.threads, self.progress))
 
 
 class _Operator(torch.autograd.function._SingleLevelFunction):
@@ -135,8 +133,10 @@ def _with(optional: tuple[Any, ...], bias: Tensor | None,
     return tuple(tensors)
 
 
-def _wants_gradient(*tensors: Any) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+def _wants_gradient(q: Tensor, k: Tensor, v: Tensor, bias: Any, sink: Any) -> bool:
+    return torch.is_grad_enabled() and (
+        q.requires_grad or k.requires_grad or v.requires_grad
+        or (bias is not None and bias.requires_grad) or (sink is not None and sink.requires_grad))
 
 
 def _operator_autograd(keyset: Any, q: Tensor, k: Tensor, v: Tensor, *optional: Any,
@@ -148,7 +148,8 @@ def _operator_autograd(keyset: Any, q: Tensor, k: Tensor, v: Tensor, *optional: 
     if _wants_gradient(q, k, v, bias, sink) or forward_ad._current_level >= 0:
         rest = tuple(None if i in (_BIAS, _SINK) else t for i, t in enumerate(given))
         with enable_single_level_autograd_function():
-            return _Operator.apply(q, k, v, bias, sink, (rest, scalars))
+            return _Operator.apply(  # type: ignore[attr-defined]
+                q, k, v, bias, sink, (rest, scalars))
     with torch._C._AutoDispatchBelowAutograd():
         return _ops.forward(q, k, v, *optional, **scalars)
 
@@ -223,20 +224,18 @@ def attention(
     if optional:
         bias, sink = optional[_BIAS], optional[_SINK]
         _refuse_gradients(dict(zip(TENSORS, optional, strict=True)))
-    call = _Call(optional, options, scalars.get("layout", "bshd"), (threads, progress))
-    results: tuple[Any, ...]
+    call = _Call(optional, options, scalars.get("layout", "bshd"), threads, progress, return_lse)
     if _wants_gradient(q, k, v, bias, sink):
-        results = _Saved.apply(q, k, v, bias, sink, call)
-    elif return_lse or return_keep:
-        results = call.forward(q, k, v)
+        result = _Saved.apply(q, k, v, bias, sink, call)
+    elif return_lse:
+        result = _run_forward(q, k, v, call)
     else:
-        out = _ops.new_out(q, v)
-        _core.forward((q, k, v, out, None, None, *optional), options, threads, progress)
-        return out
+        result = _ops.new_out(q, v)
+        _core.forward((q, k, v, result, None, None, *optional), options, threads, progress)
     if return_keep:
-        results = (*results, _keep(q, k, v, call))
-    return results if return_lse and len(results) > 1 else \
-        (results[0], *results[2:]) if return_keep else results[0]
+        kept = _keep(q, k, v, call)
+        return (*result, kept) if return_lse else (result, kept)
+    return result
 
 
 def _keep(q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:

@@ -74,7 +74,7 @@ def _options(scalars: dict[str, Any], dropout_state: Tensor | None) -> _core.Opt
 
 def new_out(q: Tensor, v: Tensor) -> Tensor:
     """Memory for out: q's order of dimensions, v's head_dim."""
-    if q.shape[-1:] == v.shape[-1:]:
+    if q is v or q.shape[-1:] == v.shape[-1:]:
         return torch.empty_like(q)
     return q.new_empty(q.shape[:-1] + v.shape[-1:])
 
