@@ -5,10 +5,10 @@
     check_counts.py BUILD_DIR [FAILED_STEP...]
 
 Reads BUILD_DIR/*/test-results/: ctest.xml says which programs ran and how each ended, NAME.json
-what GoogleTest counted in it; pytest.xml holds what pytest counted. A program that ended badly without a failed case (a crash, a
-time-out) counts as one failure; one without JSON (a script) as one case. checks.txt holds more
-results, one `passed NAME` or `failed NAME` a line. There are at least as many failures as
-FAILED_STEPs.
+what GoogleTest counted in it; pytest.xml holds what pytest counted. A program that ended badly
+without a failed case (a crash, a time-out) counts as one failure; one without JSON (a script) as
+one case. checks.txt holds more results, one `passed NAME` or `failed NAME` a line. There are at
+least as many failures as FAILED_STEPs.
 """
 
 import json

@@ -31,17 +31,23 @@ class Gradients(NamedTuple):
 
 def is_torch(array: Any) -> bool:
     """Whether array is a tensor of torch; without importing torch."""
+    if type(array) is np.ndarray:
+        return False
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(array, torch.Tensor)
 
 
 def _is_jax(array: Any) -> bool:
+    if type(array) is np.ndarray:
+        return False
     jax = sys.modules.get("jax")
     return jax is not None and isinstance(array, jax.Array)
 
 
 def _numpy_dtype(array: Any) -> Any:
     """NumPy's dtype for a result of array's dtype."""
+    if type(array) is np.ndarray:
+        return array.dtype
     name = str(getattr(array, "dtype", "float32")).rpartition(".")[2]
     if name == "bfloat16":
         import ml_dtypes
@@ -129,7 +135,7 @@ def attention(
 
         return torch_attention(q, k, v, return_lse=return_lse, return_keep=return_keep,
                                num_threads=num_threads, progress=progress, **keywords)
-    optional, scalars = split(dict(keywords))
+    optional, scalars = split(keywords)
     layout = scalars.get("layout", "bshd")
     shape = _shape("q", q)
     out = np.empty(shape[:-1] + _shape("v", v)[-1:], _numpy_dtype(q))
@@ -140,8 +146,9 @@ def attention(
         keep = np.empty(rows + _shape("k", k)[2 if layout == "bhsd" else 1:][:1], np.uint8)
     _core.forward((q, k, v, out, lse, keep, *optional), make_options(scalars), num_threads,
                   progress)
-    results = tuple(r for r in _as_given((out, lse, keep), q) if r is not None)
-    return results if len(results) > 1 else results[0]
+    if lse is None and keep is None:
+        return _as_given((out,), q)[0]
+    return tuple(r for r in _as_given((out, lse, keep), q) if r is not None)
 
 
 def attention_backward(
@@ -160,7 +167,7 @@ def attention_backward(
 
         return torch_backward(dout, q, k, v, out, lse, dlse=dlse, num_threads=num_threads,
                               progress=progress, **keywords)
-    optional, scalars = split(dict(keywords))
+    optional, scalars = split(keywords)
     bias, sink = keywords.get("bias"), keywords.get("sink")
     dq, dk, dv = (np.empty(_shape(name, a), _numpy_dtype(a))
                   for name, a in (("q", q), ("k", k), ("v", v)))
@@ -219,7 +226,7 @@ def plan(
     workspace_bytes, flops, visible_pairs, traffic of each algorithm in bytes, and notes: why these
     tiles, and for each faster path why it does not run. Raises ValueError, TypeError.
     """
-    optional, scalars = split(dict(keywords))
+    optional, scalars = split(keywords)
     described = [_described(name, a, dtype)
                  for name, a in (("q", q), ("k", k), ("v", k if v is None else v))]
     dtype_name, shape = described[0]

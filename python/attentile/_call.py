@@ -84,7 +84,7 @@ def make_options(scalars: dict[str, Any]) -> _core.Options:
 _CACHED = frozenset((int, float, bool, str, type(None)))
 
 
-def split(keywords: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+def split(keywords: Any) -> tuple[list[Any], dict[str, Any]]:
     """The optional tensors in the binding's order (empty if there are none), and the scalars."""
     tensors: list[Any] = []
     for name in keywords:

@@ -203,9 +203,8 @@ void merge(nb::list parts, nb::tuple result, bool heads_second_layout, int num_t
   };
   for (nb::handle pair : parts) states.push_back(state(pair, false));
   const PartialState merged = state(result, true);
-  run(num_threads, nb::none(), [&](const ExecutionContext& context) {
-    return attentile::merge(states, merged, context);
-  });
+  run(num_threads, nb::none(),
+      [&](const ExecutionContext& context) { return attentile::merge(states, merged, context); });
 }
 
 nb::dict plan(nb::tuple tensors, nb::object gradients, const Options& options, int num_threads) {
@@ -226,8 +225,8 @@ nb::dict plan(nb::tuple tensors, nb::object gradients, const Options& options, i
 }
 
 void bind_errors(nb::module_& module) {
-  nb::object bases = nb::make_tuple(nb::handle(PyExc_ValueError),
-                                    nb::handle(PyExc_NotImplementedError));
+  nb::object bases =
+      nb::make_tuple(nb::handle(PyExc_ValueError), nb::handle(PyExc_NotImplementedError));
   unsupported_error = PyErr_NewExceptionWithDoc(
       "attentile.UnsupportedError",
       "A correct request that this build cannot serve; the sentence names the feature.",

@@ -11,6 +11,9 @@
 #include "cpu/executor.h"
 #include "cpu/peak.h"
 #include "options.h"
+#ifdef ATTENTILE_HAVE_JAX
+#include "jax.h"
+#endif
 
 namespace attentile::python {
 namespace {
@@ -72,6 +75,9 @@ NB_MODULE(_core, module) {
   module.def("plan", plan, nb::arg("tensors"), nb::arg("gradients").none(), nb::arg("options"),
              nb::arg("num_threads"));
   module.def("machine_facts", machine_facts, nb::arg("measure"));
+#ifdef ATTENTILE_HAVE_JAX
+  bind_jax(module);
+#endif
 }
 
 }  // namespace attentile::python

@@ -80,10 +80,14 @@ constexpr Word<Algorithm> kAlgorithms[] = {{"auto", Algorithm::kAuto},
                                            {"standard", Algorithm::kStandard},
                                            {"flash1", Algorithm::kFlash1},
                                            {"flash2", Algorithm::kFlash2}};
-constexpr Word<Isa> kIsas[] = {
-    {"auto", Isa::kAuto},       {"scalar", Isa::kScalar},         {"avx2", Isa::kAvx2},
-    {"avx512", Isa::kAvx512},   {"avx512_bf16", Isa::kAvx512Bf16}, {"neon", Isa::kNeon},
-    {"neon_bf16", Isa::kNeonBf16}, {"amx", Isa::kAmx}};
+constexpr Word<Isa> kIsas[] = {{"auto", Isa::kAuto},
+                               {"scalar", Isa::kScalar},
+                               {"avx2", Isa::kAvx2},
+                               {"avx512", Isa::kAvx512},
+                               {"avx512_bf16", Isa::kAvx512Bf16},
+                               {"neon", Isa::kNeon},
+                               {"neon_bf16", Isa::kNeonBf16},
+                               {"amx", Isa::kAmx}};
 constexpr Word<bool> kLayouts[] = {{"bshd", false}, {"bhsd", true}};
 
 using Setter = void (*)(Options&, const char* name, nb::handle value);
@@ -106,10 +110,8 @@ constexpr std::pair<std::string_view, Setter> kSetters[] = {
      }},
     {"causal",
      [](Options& o, const char* name, nb::handle v) { o.attention.causal = to_bool(name, v); }},
-    {"alignment",
-     [](Options& o, const char* name, nb::handle v) {
-       o.attention.alignment = to_enum(name, v, kAlignments);
-     }},
+    {"alignment", [](Options& o, const char* name,
+                     nb::handle v) { o.attention.alignment = to_enum(name, v, kAlignments); }},
     {"position_offset",
      [](Options& o, const char* name, nb::handle v) {
        if (!v.is_none()) o.attention.position_offset = to_int<int64_t>(name, v);
@@ -127,17 +129,13 @@ constexpr std::pair<std::string_view, Setter> kSetters[] = {
     {"dropout_num_heads_q", set_int<&AttentionOptions::dropout_num_heads_q>},
     {"block_size_q", set_int<&AttentionOptions::block_size_q>},
     {"block_size_k", set_int<&AttentionOptions::block_size_k>},
-    {"algorithm",
-     [](Options& o, const char* name, nb::handle v) {
-       o.attention.algorithm = to_enum(name, v, kAlgorithms);
-     }},
+    {"algorithm", [](Options& o, const char* name,
+                     nb::handle v) { o.attention.algorithm = to_enum(name, v, kAlgorithms); }},
     {"isa",
      [](Options& o, const char* name, nb::handle v) { o.attention.isa = to_enum(name, v, kIsas); }},
     {"fast_memory_bytes", set_int<&AttentionOptions::fast_memory_bytes>},
-    {"layout",
-     [](Options& o, const char* name, nb::handle v) {
-       o.heads_second = to_enum(name, v, kLayouts);
-     }},
+    {"layout", [](Options& o, const char* name,
+                  nb::handle v) { o.heads_second = to_enum(name, v, kLayouts); }},
 };
 
 }  // namespace

@@ -107,6 +107,11 @@ ExchangeTable* exchange_table(nb::handle object) {
   return table;
 }
 
+void require_cpu(const char* name, nb::handle object) {
+  const std::string device = quoted(object.attr("device"));
+  if (device != "cpu") refuse(name, "on device " + device, "the CPU");
+}
+
 TensorView described(const char* name, nb::handle object) {
   const auto tuple = nb::borrow<nb::tuple>(object);
   std::string dtype_name;
@@ -176,10 +181,12 @@ TensorView Borrowed::read(const char* name, nb::handle object) {
   if (object.is_none()) return {};
   if (ExchangeTable* table = exchange_table(object)) {
     nb::dlpack::dltensor t;
-    if (table->tensor_from_object(object.ptr(), &t) != 0) throw nb::python_error();
-    if (t.device.device_type != kCpuDevice) {
-      refuse(name, "on device " + quoted(object.attr("device")), "the CPU");
+    if (table->tensor_from_object(object.ptr(), &t) != 0) {
+      const nb::python_error raised;
+      require_cpu(name, object);
+      throw raised;
     }
+    if (t.device.device_type != kCpuDevice) require_cpu(name, object);
     return view_of(name, t, object);
   }
   if (nb::isinstance<nb::tuple>(object)) return described(name, object);
@@ -187,7 +194,8 @@ TensorView Borrowed::read(const char* name, nb::handle object) {
 }
 
 TensorView Borrowed::write(const char* name, nb::handle object) {
-  const bool plain = object.is_none() || exchange_table(object) || nb::isinstance<nb::tuple>(object);
+  const bool plain =
+      object.is_none() || exchange_table(object) || nb::isinstance<nb::tuple>(object);
   return plain ? read(name, object) : through_dlpack(name, object, true);
 }
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Python objects as TensorViews, without copies: torch tensors through their type's DLPack function
 // table (a C call, no capsule), NumPy arrays through the buffer protocol, everything else through
-// __dlpack__. bfloat16 arrays of NumPy (ml_dtypes) have no buffer protocol and are viewed as uint16.
+// __dlpack__. bfloat16 arrays of NumPy (ml_dtypes) have no buffer protocol and are viewed as
+// uint16.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -16,8 +17,8 @@ namespace nb = nanobind;
 // What keeps the memory of views alive for the length of a call.
 class Borrowed {
  public:
-  // The view of object, named name in errors; absent for None. A (dtype name, shape) tuple describes
-  // a tensor that has no memory, for plans. Throws TypeError.
+  // The view of object, named name in errors; absent for None. A (dtype name, shape) tuple
+  // describes a tensor that has no memory, for plans. Throws TypeError.
   TensorView read(const char* name, nb::handle object);
   // Likewise for memory that is written: refuses arrays that are immutable.
   TensorView write(const char* name, nb::handle object);

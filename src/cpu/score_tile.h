@@ -66,6 +66,7 @@ inline ScoreScale<Real> make_score_scale(const Problem& p, bool may_fold) {
     scale.softcap = static_cast<Real>(cap);
     scale.logit = to_finite<Isa, Real>(p.softmax_scale / cap);
   }
+  scale.exponent.least = p.sink.present ? kLeastWeightBesideSink : kLeastWeight;
   const double factor = scale.folded ? exponent : kLog2E;
   scale.exponent.hi = static_cast<Real>(factor);
   const double tail =

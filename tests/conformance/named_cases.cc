@@ -215,6 +215,12 @@ void add_scores(CaseList& list) {
     c.alibi_rank = 1;
   });
   list.add("sink", sizes, [](Case& c) { c.sink = true; });
+  for (const bool sink : {false, true}) {  // weights down to those that are dropped
+    list.add(sink ? "far_apart_sink" : "far_apart", {1, 65, 300, 2, 1, 64, 64}, [=](Case& c) {
+      c.softmax_scale = 10.0;
+      c.sink = sink;
+    });
+  }
   // lse is the sink's, far above all logits, and the repeated keys have no errors that cancel.
   list.add("sink_far_above_keys", {1, 63, 79, 1, 1, 127, 127}, [](Case& c) {
     c.seed = 828;

@@ -201,7 +201,7 @@ def attention(
     torch.export, torch.func.grad and vmap; forward-mode derivatives raise NotImplementedError.
     return_keep and progress are for eager calls.
     """
-    optional, scalars = split(dict(keywords)) if keywords else ((), {})
+    optional, scalars = split(keywords) if keywords else ((), {})
     state = None
     if scalars.get("dropout_p", 0.0) and "dropout_seed" not in scalars:
         state = draw_dropout_state()
@@ -226,7 +226,8 @@ def attention(
         _refuse_gradients(dict(zip(TENSORS, optional, strict=True)))
     call = _Call(optional, options, scalars.get("layout", "bshd"), threads, progress, return_lse)
     if _wants_gradient(q, k, v, bias, sink):
-        result = _Saved.apply(q, k, v, bias, sink, call)
+        result = _Saved.apply(  # type: ignore[no-untyped-call,unused-ignore]
+            q, k, v, bias, sink, call)
     elif return_lse:
         result = _run_forward(q, k, v, call)
     else:
@@ -255,7 +256,7 @@ def attention_backward(
     progress: Callable[[float], object] | None = None, **keywords: Unpack[Keywords],
 ) -> Gradients:
     """`attentile.attention_backward` on CPU tensors of torch."""
-    optional, scalars = split(dict(keywords))
+    optional, scalars = split(keywords)
     with torch.no_grad():
         bias, sink = (optional[_BIAS], optional[_SINK]) if optional else (None, None)
         dq, dk, dv, dbias, dsink = _ops.new_gradients(q, k, v, bias, sink)

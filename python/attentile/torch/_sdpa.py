@@ -148,6 +148,7 @@ def _compute(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, 
     return out.reshape(*lead, out.shape[1], *rows)
 
 
+# signature of aten::scaled_dot_product_attention
 def _scaled_dot_product_attention(
     stock: Any, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
     dropout_p: float = 0.0, is_causal: bool = False, *, scale: float | None = None,

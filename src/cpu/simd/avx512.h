@@ -150,7 +150,8 @@ struct PowersOfTwo {
 };
 
 // 2^(t c) = 2^(n / 32) 2^f for integral n and |f| <= 1/64: the first factor from a table in two
-// registers, the second of degree 3 (relative error 6e-10 before rounding), 1 where f is 0. Twelve
+// registers, the second of degree 3 (relative error 6e-10 before rounding), 1 where f is 0. 0 where
+// the result would be too small to keep: scalef would take a hundred times as long. Thirteen
 // instructions.
 template <class Isa>
   requires(Isa::kWide512)
@@ -163,10 +164,9 @@ struct WeightExp<Isa, float> {
         tail(_mm512_set1_ps(exponent.lo)),
         low(_mm512_load_ps(kPowers.value)),
         high(_mm512_load_ps(kPowers.value + 16)),
-        least(_mm512_set1_ps(-150.01f / exponent.hi)),
+        least(_mm512_set1_ps((exponent.least - 0.01f) / exponent.hi)),
         most(_mm512_set1_ps(120.0f / exponent.hi)) {}
 
-  // 0 where the result would be rounded to 0: to let it be would cost a hundred times as much.
   Vec<Isa, float> operator()(Vec<Isa, float> t) const {
     const __mmask16 normal = _mm512_cmp_ps_mask(t.v, least, _CMP_NLT_UQ);
     __m512 n;
@@ -174,9 +174,10 @@ struct WeightExp<Isa, float> {
     return {_mm512_maskz_scalef_ps(normal, power, n)};
   }
   Vec<Isa, float> unchecked(Vec<Isa, float> t) const {
+    const __mmask16 normal = _mm512_cmp_ps_mask(t.v, least, _CMP_NLT_UQ);
     __m512 n;
     const __m512 power = parts(_mm512_min_ps(most, t.v), &n);  // NaN stays NaN
-    return {_mm512_scalef_ps(power, n)};
+    return {_mm512_maskz_scalef_ps(normal, power, n)};
   }
 
  private:
@@ -198,11 +199,12 @@ template <class Isa>
   requires(Isa::kWide512)
 struct ShiftedExp<Isa, float> {
   using V = Vec<Isa, float>;
-  __m512 c, tail, low, high;
+  __m512 c, tail, least, low, high;
 
   explicit ShiftedExp(Exponent<float> exponent)
       : c(_mm512_set1_ps(exponent.hi)),
         tail(_mm512_set1_ps(exponent.lo)),
+        least(_mm512_set1_ps(exponent.least)),
         low(_mm512_load_ps(WeightExp<Isa, float>::kPowers.value)),
         high(_mm512_load_ps(WeightExp<Isa, float>::kPowers.value + 16)) {}
 
@@ -219,7 +221,7 @@ struct ShiftedExp<Isa, float> {
         _mm512_fmadd_ps(f, _mm512_set1_ps(0.240226507f), _mm512_set1_ps(0.693157345f));
     const __m512 q = _mm512_maskz_mul_ps(off, slope, f);
     const __m512 e = _mm512_sub_ps(n, row.whole.v);
-    const __mmask16 normal = _mm512_cmp_ps_mask(e, _mm512_set1_ps(-150.0f), _CMP_NLT_UQ);
+    const __mmask16 normal = _mm512_cmp_ps_mask(e, least, _CMP_NLT_UQ);
     const __m512 weight = _mm512_maskz_scalef_ps(normal, _mm512_fmadd_ps(power, q, power), e);
     return {_mm512_min_ps(_mm512_set1_ps(1.0f), weight)};
   }

@@ -63,11 +63,19 @@ inline Vec<Isa, float> exp2_parts(Vec<Isa, float> n, Vec<Isa, float> f) {
   return V::scale2(p, n);
 }
 
-// A factor in two parts, hi + lo, that together carry about twice the precision of Real.
+// log2 of the smallest weight that float kernels keep. Weights that are subnormal, or make products
+// subnormal, cost an x86 core a hundred times as much as others. Without a sink each row has a
+// weight near 1, beside which 2^-100 is nothing; a sink may leave no other.
+inline constexpr float kLeastWeight = -100.0f;
+inline constexpr float kLeastWeightBesideSink = -150.0f;
+
+// A factor in two parts, hi + lo, that together carry about twice the precision of Real, from a
+// tile value to log2 of a weight, and log2 of the least weight that is not taken for 0.
 template <class Real>
 struct Exponent {
   Real hi = 0;
   Real lo = 0;
+  Real least = kLeastWeightBesideSink;
 };
 
 // t * c = n + f with integral n and |f| <= 1/2, f right to about 2^-25 however large t * c is: the
@@ -170,8 +178,10 @@ struct ShiftedExp {
       const V n = V::round(V::fms(t, hi, row.fraction));
       const V f = V::fma(t, V::set1(c.lo), V::fms(t, hi, n) - row.fraction);
       const V kept = V::select_lt(row.snap, V::abs(f), f, f * zero);  // a product: NaN stays NaN
-      const V e = V::max(V::set1(-200.0f), V::min(zero, n - row.whole));
-      return V::min(V::set1(1.0f), exp2_parts<Isa>(e, kept));
+      const V least = V::set1(c.least);
+      const V e = V::min(zero, n - row.whole);
+      const V weight = V::min(V::set1(1.0f), exp2_parts<Isa>(V::max(least, e), kept));
+      return V::select_lt(e, least, zero, weight);
     }
   }
 };
