@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from attentile import _core
-from attentile._call import lse_shape, make_options, split
+from attentile._call import keys_of, lse_shape, make_options, split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -57,6 +57,19 @@ def _numpy_dtype(array: Any) -> Any:
         return np.dtype(name)
     except TypeError:
         return np.dtype(np.float32)  # the binding refuses the array itself, by its name
+
+
+def _check(**arrays: Any) -> None:
+    """Refuses what would be read otherwise than it is meant: masked arrays, gradients dropped."""
+    for name, array in arrays.items():
+        if type(array) is np.ndarray:
+            continue
+        if isinstance(array, np.ma.MaskedArray):
+            raise TypeError(f"{name}: was a MaskedArray, expected an array without a mask of its "
+                            "own; give `mask`")
+        if is_torch(array) and array.requires_grad:
+            raise TypeError(f"{name}: was a tensor of torch that requires a gradient beside an "
+                            "array that is none, expected all of one framework")
 
 
 def _shape(name: str, array: Any) -> tuple[int, ...]:
@@ -135,6 +148,7 @@ def attention(
 
         return torch_attention(q, k, v, return_lse=return_lse, return_keep=return_keep,
                                num_threads=num_threads, progress=progress, **keywords)
+    _check(q=q, k=k, v=v)
     optional, scalars = split(keywords)
     layout = scalars.get("layout", "bshd")
     shape = _shape("q", q)
@@ -143,7 +157,7 @@ def attention(
     lse = np.empty(rows, _lse_dtype(q)) if return_lse else None
     keep = None
     if return_keep:
-        keep = np.empty(rows + _shape("k", k)[2 if layout == "bhsd" else 1:][:1], np.uint8)
+        keep = np.empty((*rows, keys_of(_shape("k", k), keywords)), np.uint8)
     _core.forward((q, k, v, out, lse, keep, *optional), make_options(scalars), num_threads,
                   progress)
     if lse is None and keep is None:
@@ -167,6 +181,7 @@ def attention_backward(
 
         return torch_backward(dout, q, k, v, out, lse, dlse=dlse, num_threads=num_threads,
                               progress=progress, **keywords)
+    _check(q=q, k=k, v=v, dout=dout)
     optional, scalars = split(keywords)
     bias, sink = keywords.get("bias"), keywords.get("sink")
     dq, dk, dv = (np.empty(_shape(name, a), _numpy_dtype(a))
@@ -186,7 +201,11 @@ def merge(parts: Sequence[tuple[Any, Any]], *, layout: str = "bshd",
     element. Shapes and dtypes as `attention` returns them, one and the same for all parts.
     Raises ValueError, TypeError.
     """
-    pairs = [tuple(part) for part in parts]
+    pairs = list(parts)
+    for pair in pairs:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise TypeError(f"parts: has {type(pair).__name__}, expected pairs (out, lse)")
+    pairs = [tuple(pair) for pair in pairs]
     if not pairs:
         raise ValueError("parts: was empty, expected at least one (out, lse)")
     if layout not in ("bshd", "bhsd"):
@@ -197,8 +216,8 @@ def merge(parts: Sequence[tuple[Any, Any]], *, layout: str = "bshd",
 
         with torch.no_grad():
             result = (torch.empty_like(like), torch.empty_like(pairs[0][1]))
-            _core.merge([(o.detach(), s.detach()) for o, s in pairs], result, layout == "bhsd",
-                        num_threads)
+            _core.merge([(o.detach().resolve_neg(), s.detach().resolve_neg()) for o, s in pairs],
+                        result, layout == "bhsd", num_threads)
         return result
     out = np.empty(_shape("out", like), _numpy_dtype(like))
     lse = np.empty(_shape("lse", pairs[0][1]), _numpy_dtype(pairs[0][1]))
@@ -211,7 +230,8 @@ def _described(name: str, given: Any, dtype: str | None) -> tuple[str, tuple[int
     """(dtype name, shape) of an array, or of a shape."""
     if isinstance(given, (tuple, list)):
         return dtype or "float32", tuple(given)
-    return (dtype or str(given.dtype).rpartition(".")[2]), _shape(name, given)
+    shape = _shape(name, given)
+    return (dtype or str(given.dtype).rpartition(".")[2]), shape
 
 
 def plan(

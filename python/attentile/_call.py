@@ -110,3 +110,12 @@ def lse_shape(q_shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
     if len(q_shape) == 3:
         return (q_shape[1], q_shape[0])
     return q_shape[:3]
+
+
+def keys_of(k_shape: tuple[int, ...], keywords: Any) -> int:
+    """seqlen_k of a call: the columns of its keep decisions."""
+    if keywords.get("block_table") is not None:
+        lengths = keywords.get("seqused_k")
+        return int(lengths.max()) if lengths is not None and lengths.shape[0] else 0
+    rows = 2 if keywords.get("layout") == "bhsd" else 1
+    return k_shape[rows] if len(k_shape) > rows else 0

@@ -57,29 +57,29 @@ constexpr Slot<AttentionGradients> kGradientSlots[] = {
     {"dbias", &AttentionGradients::dbias, false, true},
     {"dsink", &AttentionGradients::dsink, false, true}};
 
-// Reads tuple[first ...] into group; what the tuple lacks stays absent.
+// Reads a tuple into group; what it lacks stays absent. writable: slots that say so are written.
 template <class Group, size_t kCount>
-void read_group(nb::handle tuple, size_t first, const Slot<Group> (&slots)[kCount], bool swapped,
+void read_group(nb::handle tuple, bool writable, const Slot<Group> (&slots)[kCount], bool swapped,
                 Group& group, Borrowed& memory) {
   const size_t given = nb::len(tuple);
-  for (size_t i = 0; i < kCount && first + i < given; ++i) {
-    const nb::handle object = PyTuple_GetItem(tuple.ptr(), static_cast<Py_ssize_t>(first + i));
+  for (size_t i = 0; i < kCount && i < given; ++i) {
+    const nb::handle object = PyTuple_GetItem(tuple.ptr(), static_cast<Py_ssize_t>(i));
     if (object.is_none()) continue;
     const Slot<Group>& slot = slots[i];
     TensorView view =
-        slot.written ? memory.write(slot.name, object) : memory.read(slot.name, object);
+        writable && slot.written ? memory.write(slot.name, object) : memory.read(slot.name, object);
     group.*slot.view = swapped && slot.by_layout ? heads_second(view) : view;
   }
 }
 
 // (q, k, v, out, lse, keep, then the optional inputs in the order of kInputSlots).
-Call read_call(nb::tuple tensors, const Options& options, Borrowed& memory) {
+Call read_call(nb::tuple tensors, bool forward, const Options& options, Borrowed& memory) {
   Call call;
   if (nb::len(tensors) < 5) throw nb::type_error("tensors: q, k, v, out and lse must be given");
   nb::object inputs = nb::steal(PyTuple_GetSlice(tensors.ptr(), 0, 3));
   nb::object outputs = nb::steal(PyTuple_GetSlice(tensors.ptr(), 3, 6));
-  read_group(inputs, 0, kInputSlots, options.heads_second, call.inputs, memory);
-  read_group(outputs, 0, kOutputSlots, options.heads_second, call.outputs, memory);
+  read_group(inputs, false, kInputSlots, options.heads_second, call.inputs, memory);
+  read_group(outputs, forward, kOutputSlots, options.heads_second, call.outputs, memory);
   const size_t given = nb::len(tensors);
   for (size_t i = 6; i < given && i - 3 < std::size(kInputSlots); ++i) {
     const nb::handle object = PyTuple_GetItem(tensors.ptr(), static_cast<Py_ssize_t>(i));
@@ -112,7 +112,8 @@ struct Poll {
   PyObject* type = PyExc_RuntimeError;
   switch (status.code()) {
     case StatusCode::kInvalidArgument: type = PyExc_ValueError; break;
-    case StatusCode::kUnsupported: type = unsupported_error; break;
+    case StatusCode::kUnsupported:
+    case StatusCode::kUnavailable: type = unsupported_error; break;
     case StatusCode::kOutOfMemory: type = PyExc_MemoryError; break;
     default: break;
   }
@@ -123,6 +124,9 @@ struct Poll {
 // Runs body(context) without the interpreter's lock.
 template <class Body>
 void run(int num_threads, nb::handle progress, Body body) {
+  if (!progress.is_none() && !PyCallable_Check(progress.ptr())) {
+    throw nb::type_error("progress: cannot be called, expected a function of one number");
+  }
   Poll poll{progress, std::nullopt};
   ExecutionContext context;
   context.num_threads = num_threads;
@@ -170,7 +174,7 @@ nb::dict facts(const Plan& plan) {
 
 void forward(nb::tuple tensors, const Options& options, int num_threads, nb::object progress) {
   Borrowed memory;
-  const Call call = read_call(tensors, options, memory);
+  const Call call = read_call(tensors, true, options, memory);
   run(num_threads, progress, [&](const ExecutionContext& context) {
     return attention_forward(call.inputs, call.outputs, options.attention, context);
   });
@@ -179,9 +183,9 @@ void forward(nb::tuple tensors, const Options& options, int num_threads, nb::obj
 void backward(nb::tuple tensors, nb::tuple gradients, const Options& options, int num_threads,
               nb::object progress) {
   Borrowed memory;
-  const Call call = read_call(tensors, options, memory);
+  const Call call = read_call(tensors, false, options, memory);
   AttentionGradients grads;
-  read_group(gradients, 0, kGradientSlots, options.heads_second, grads, memory);
+  read_group(gradients, true, kGradientSlots, options.heads_second, grads, memory);
   run(num_threads, progress, [&](const ExecutionContext& context) {
     return attention_backward(call.inputs, call.outputs, grads, options.attention, context);
   });
@@ -192,7 +196,7 @@ void merge(nb::list parts, nb::tuple result, bool heads_second_layout, int num_t
   std::vector<Borrowed> memory(nb::len(parts) + 1);
   const auto state = [&](nb::handle pair, bool written) {
     if (!nb::isinstance<nb::tuple>(pair) || nb::len(pair) != 2) {
-      throw nb::type_error("parts: expected pairs (out, lse)");
+      throw nb::type_error("parts: one is no pair, expected pairs (out, lse)");
     }
     Borrowed& held = memory[states.size()];
     PartialState s;
@@ -209,12 +213,12 @@ void merge(nb::list parts, nb::tuple result, bool heads_second_layout, int num_t
 
 nb::dict plan(nb::tuple tensors, nb::object gradients, const Options& options, int num_threads) {
   Borrowed memory;
-  const Call call = read_call(tensors, options, memory);
+  const Call call = read_call(tensors, false, options, memory);
   ExecutionContext context;
   context.num_threads = num_threads;
   AttentionGradients grads;
   if (!gradients.is_none()) {
-    read_group(gradients, 0, kGradientSlots, options.heads_second, grads, memory);
+    read_group(gradients, true, kGradientSlots, options.heads_second, grads, memory);
   }
   const Result<Plan> planned =
       gradients.is_none()

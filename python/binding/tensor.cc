@@ -35,7 +35,9 @@ std::string quoted(nb::handle object) {
 }
 
 std::string type_words(nb::handle object) {
-  return "a " + nb::cast<std::string>(nb::type_name(object.type()));
+  std::string words = "a " + nb::cast<std::string>(nb::type_name(object.type()));
+  if (nb::hasattr(object, "dtype")) words += " of dtype " + quoted(object.attr("dtype"));
+  return words;
 }
 
 std::optional<DType> from_dlpack(nb::dlpack::dtype dtype) {
@@ -123,7 +125,9 @@ TensorView described(const char* name, nb::handle object) {
   if (!dtype) refuse(name, "of dtype " + dtype_name, kDTypesExpected);
   int64_t sizes[kMaxRank] = {};
   if (shape.size() > kMaxRank) refuse(name, "of rank " + std::to_string(shape.size()), "at most 4");
-  for (size_t i = 0; i < shape.size(); ++i) sizes[i] = nb::cast<int64_t>(shape[i]);
+  for (size_t i = 0; i < shape.size(); ++i) {
+    if (!nb::try_cast(shape[i], sizes[i])) refuse(name, "of shape " + quoted(shape), "integers");
+  }
   TensorView view = contiguous_view(nullptr, *dtype, {});
   view.rank = static_cast<int32_t>(shape.size());
   int64_t stride = 1;
@@ -182,9 +186,9 @@ TensorView Borrowed::read(const char* name, nb::handle object) {
   if (ExchangeTable* table = exchange_table(object)) {
     nb::dlpack::dltensor t;
     if (table->tensor_from_object(object.ptr(), &t) != 0) {
-      const nb::python_error raised;
+      PyErr_Clear();
       require_cpu(name, object);
-      throw raised;
+      refuse(name, "of layout " + quoted(object.attr("layout")), "a dense tensor");
     }
     if (t.device.device_type != kCpuDevice) require_cpu(name, object);
     return view_of(name, t, object);

@@ -193,10 +193,9 @@ inline void attend_tile(Worker<Isa, Real>& w, const Panel<Real>& panel, Tile t,
   packed.ld = padded_depth(t.keys);
   // The weights themselves are wanted too where they are dropped or meet values that have no parts.
   const bool pack_later = p.dropout.enabled || keys.v_parts.has_hard();
-  online_softmax<Isa, Real>(
-      panel,
-      {scratch.s, scratch.weights, t.keys, partial ? &t : nullptr, pack_later ? Parts{} : packed},
-      head_dim_v, scale.exponent);
+  const WeightTile<Real> weights = {scratch.s, scratch.weights, t.keys, partial ? &t : nullptr,
+                                    pack_later ? Parts{} : packed};
+  uint64_t left_out = online_softmax<Isa, Real>(panel, weights, head_dim_v, scale.exponent);
   if (p.dropout.enabled) apply_keep<Isa, Real>(p, t, scratch.extra, scratch.weights);
   const GemmTile<Real> product = {.a = keys.v + skip * keys.v_ld,
                                   .a_row = 1,
@@ -217,6 +216,13 @@ inline void attend_tile(Worker<Isa, Real>& w, const Panel<Real>& panel, Tile t,
   }
   const bool visible_only = partial && keys.v_nonfinite > 0;
   multiply_by_groups<Isa, Real>(t, partial, product, visible_only ? scratch.hide : nullptr);
+  if constexpr (sizeof(Real) == 4) {
+    for (int i = 0; left_out != 0; i += Vec<Isa, Real>::kLanes, left_out >>= 1) {
+      if ((left_out & 1) == 0) continue;
+      add_subnormal<Isa>(panel, weights, i, product, p.dropout.enabled ? scratch.extra : nullptr,
+                         scale.exponent);
+    }
+  }
 }
 
 // Brings keys [begin, end) of KV head `head` within reach: copied to scratch and widened, or read

@@ -53,9 +53,10 @@ inline KeyRange keys_seen(const Tile& t, int i) {
   return {begin / kKeyGroup * kKeyGroup, min64(round_up(end, kKeyGroup), t.keys)};
 }
 
-// One vector of lanes, from lane i on, where m may have to be raised.
+// One vector of lanes, from lane i on, where m may have to be raised. True: subnormal weights are
+// left out, which add_subnormal() finds again where all tile values are still there.
 template <class Isa, class Real>
-[[gnu::noinline]] void raise_and_weigh(const Panel<Real>& panel, const WeightTile<Real>& tile,
+[[gnu::noinline]] bool raise_and_weigh(const Panel<Real>& panel, const WeightTile<Real>& tile,
                                        int i, int head_dim_v, Exponent<Real> exponent) {
   using V = Vec<Isa, Real>;
   const WeightExp<Isa, Real> exp(exponent);
@@ -89,13 +90,24 @@ template <class Isa, class Real>
   const V base = V::select_lt(nothing, row_max, row_max, zero);  // -inf - -inf would be NaN
   V sum = zero;
   for (int64_t k = 0; k < seen.begin; ++k) zero.store(tile.weights + k * lanes + i);
-  for (int64_t k = seen.begin; k < seen.end; ++k) {
-    const V weight = exp(V::load(tile.s + k * lanes + i) - base);
-    weight.store(tile.weights + k * lanes + i);
-    sum = sum + weight;
+  const auto weigh = [&] {
+    for (int64_t k = seen.begin; k < seen.end; ++k) {
+      const V weight = exp(V::load(tile.s + k * lanes + i) - base);
+      weight.store(tile.weights + k * lanes + i);
+      sum = sum + weight;
+    }
+  };
+  bool left_out = false;
+  if (tile.partial == nullptr && tile.s != tile.weights) {
+    const SubnormalsAreZero<Isa> zeros;
+    weigh();
+    left_out = zeros.dropped();
+  } else {
+    weigh();
   }
   for (int64_t k = seen.end; k < tile.keys; ++k) zero.store(tile.weights + k * lanes + i);
   (row_sum + sum).store(panel.row_sum + i);
+  return left_out;
 }
 
 // One vector of lanes, from lane i on, without a look at the maximum. False: the weights are not
@@ -131,19 +143,57 @@ inline bool weigh_at_once(const Panel<Real>& panel, const WeightTile<Real>& tile
 
 // Turns tile values into weights, and takes them into m and l; rescales O where m was raised. Most
 // tiles raise no m: their weights are computed without a look at the maximum, and thrown away where
-// a sum says that one was above the threshold, infinite or not a number.
+// a sum says that one was above the threshold, infinite or not a number. Returns the vectors of
+// lanes, one bit each, whose subnormal weights are left out: add_subnormal() adds them to O.
 template <class Isa, class Real>
-inline void online_softmax(const Panel<Real>& panel, const WeightTile<Real>& tile, int head_dim_v,
-                           Exponent<Real> exponent) {
+inline uint64_t online_softmax(const Panel<Real>& panel, const WeightTile<Real>& tile,
+                               int head_dim_v, Exponent<Real> exponent) {
   constexpr int kLanes = Vec<Isa, Real>::kLanes;
   const WeightExp<Isa, Real> exp(exponent);
   const bool may_be_right = tile.partial == nullptr && tile.s != tile.weights;
+  uint64_t left_out = 0;
   for (int i = 0; i < panel.lanes; i += kLanes) {
-    if (may_be_right && weigh_at_once<Isa, Real>(panel, tile, i, exp)) continue;
-    raise_and_weigh<Isa, Real>(panel, tile, i, head_dim_v, exponent);
+    const uint64_t bit = uint64_t{1} << (i / kLanes);
+    if (may_be_right) {
+      const SubnormalsAreZero<Isa> zeros;
+      if (weigh_at_once<Isa, Real>(panel, tile, i, exp)) {
+        if (zeros.dropped()) left_out |= bit;
+        continue;
+      }
+    }
+    if (raise_and_weigh<Isa, Real>(panel, tile, i, head_dim_v, exponent)) left_out |= bit;
     if (tile.packed.data == nullptr) continue;
     MatrixUnit<Isa, Real>::pack_right({tile.weights + i, panel.lanes, tile.keys, kLanes},
                                       columns_from(tile.packed, i));
+  }
+  return left_out;
+}
+
+// O += the subnormal weights of the lanes from i on times values [keys][v_ld], 2^64 moved from one
+// factor to the other, so that no product meets a subnormal number. Their part in l is nothing
+// beside a weight near 1. factors [keys][lanes]: of dropout, or null.
+template <class Isa>
+[[gnu::noinline]] void add_subnormal(const Panel<float>& panel, const WeightTile<float>& tile,
+                                     int i, const GemmTile<float>& values, const float* factors,
+                                     Exponent<float> exponent) {
+  using V = Vec<Isa, float>;
+  const WeightExp<Isa, float> exp(exponent);
+  const V zero = V::set1(0.0f);
+  const V least = V::set1(0x1p-86f);  // 2^64 times the smallest subnormal number
+  const V normal = V::set1(0x1p-62f);
+  const V row_max = V::load(panel.row_max + i);
+  const int64_t lanes = panel.lanes;
+  for (int64_t k = 0; k < tile.keys; ++k) {
+    const V weight = exp.times_2_64(V::load(tile.s + k * lanes + i) - row_max);
+    V small = V::select_lt(weight, normal, V::select_lt(weight, least, zero, weight), zero);
+    if (!V::any_lt(zero, small)) continue;
+    if (factors != nullptr) small = small * V::load(factors + k * lanes + i);
+    for (int64_t c = 0; c < values.rows; ++c) {
+      float* o = panel.acc_o + c * lanes + i;
+      const V before = V::load(o);
+      const V sum = V::fma(small, V::set1(values.a[k * values.a_step + c] * 0x1p-64f), before);
+      V::select_lt(zero, small, sum, before).store(o);
+    }
   }
 }
 

@@ -226,7 +226,7 @@ def test_bias_of_minus_infinity_hides() -> None:
 @pytest.mark.parametrize(("batch", "rows", "keys", "heads"), [
     (0, 7, 9, 4), (2, 0, 9, 4), (2, 7, 0, 4), (2, 7, 9, 0), (2, 0, 0, 4), (0, 0, 0, 0)])
 def test_nothing_to_do(batch: int, rows: int, keys: int, heads: int) -> None:
-    q, k, v = tokens(rows, keys, heads, heads and 2, batch=batch)
+    q, k, v = tokens(rows=rows, keys=keys, heads=heads, heads_kv=heads and 2, batch=batch)
     out, lse, gradients = results_and_gradients(q, k, v)
     assert out.shape == q.shape and (out == 0).all() and (lse == -np.inf).all()
     for x, like in zip(gradients[:3], (q, k, v), strict=True):

@@ -483,11 +483,11 @@ def test_a_build_without_handlers_says_what_to_do(monkeypatch):
 @settings(derandomize=True, deadline=None, max_examples=12)
 @given(st.data())
 def test_any_shape(data):
-    group = data.draw(st.integers(1, 3))
-    heads_kv = data.draw(st.integers(1, 2))
-    rows, keys = data.draw(st.integers(1, 70)), data.draw(st.integers(1, 70))
-    q, k, v = arrays(data.draw(st.integers(0, 99)), rows, keys, heads_kv * group, heads_kv,
-                     data.draw(st.sampled_from((1, 7, 32))), 2)
+    group, heads_kv = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 2))
+    rows, keys = data.draw(st.tuples(st.integers(1, 70), st.integers(1, 70)))
+    q, k, v = arrays(data.draw(st.integers(0, 99)), rows=rows, keys=keys,
+                     heads=heads_kv * group, heads_kv=heads_kv,
+                     dim=data.draw(st.sampled_from((1, 7, 32))), batch=2)
     keywords = {"is_causal": data.draw(st.booleans())}
     if data.draw(st.booleans()):
         keywords["local_window_size"] = (data.draw(st.integers(0, 9)), data.draw(st.integers(0, 9)))

@@ -198,7 +198,7 @@ def test_opcheck(grad: bool, feature: str) -> None:
     keywords = dict(FEATURES[feature])
     given = tokens(dtype=torch.float32, grad=grad)
     if "bias" in keywords:
-        keywords["bias"] = keywords["bias"].float().requires_grad_(grad)
+        keywords["bias"] = keywords["bias"].detach().float().requires_grad_(grad)
     results = opcheck(OPERATOR, tuple(given), keywords)
     assert set(results.values()) == {"SUCCESS"}
 

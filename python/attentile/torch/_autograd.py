@@ -8,6 +8,7 @@ autograd.Function where gradients are wanted. Else the operator of _ops.py is ca
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -17,11 +18,11 @@ from torch.autograd.function import once_differentiable
 
 from attentile import _core
 from attentile._arrays import Gradients
-from attentile._call import POSITION, TENSORS, make_options, split
+from attentile._call import POSITION, TENSORS, keys_of, make_options, split
 from attentile.torch import _ops
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
     from typing_extensions import Unpack
@@ -38,9 +39,21 @@ _peek_functorch = torch._C._functorch.peek_interpreter_stack
 
 
 def _alone(q: Any, k: Any, v: Any) -> bool:
-    """Whether only this process's memory is at stake: plain tensors, nobody tracing."""
+    """Whether only this process's memory is at stake: plain tensors, nobody tracing. A negated view
+    says of itself that its memory is to be read otherwise; the dispatcher resolves it."""
     return (type(q) in _PLAIN and type(k) in _PLAIN and type(v) in _PLAIN
-            and not _is_compiling() and not _dispatch_modes() and _peek_functorch() is None)
+            and not _is_compiling() and not _dispatch_modes() and _peek_functorch() is None
+            and not (q.is_neg() or k.is_neg() or v.is_neg()))
+
+
+def _require_tensors(**tensors: Any) -> None:
+    """TypeError for what is no dense tensor in CPU memory, whichever way the call would go."""
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name}: was a {type(tensor).__name__}, expected a torch.Tensor")
+        if tensor.layout != torch.strided or tensor.is_nested:
+            raise TypeError(f"{name}: was of layout {tensor.layout}"
+                            f"{', nested' if tensor.is_nested else ''}, expected a dense tensor")
 
 
 class _Call(NamedTuple):
@@ -79,8 +92,8 @@ class _Saved(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None = None) -> tuple[Any, ...]:
         q, k, v, out, lse, *optional = ctx.saved_tensors
-        if dout is None:
-            dout = out.new_zeros(()).expand(out.shape)
+        dout = out.new_zeros(()).expand(out.shape) if dout is None else dout.resolve_neg()
+        dlse = None if dlse is None else dlse.resolve_neg()
         bias = optional[_BIAS] if optional and ctx.needs_input_grad[3] else None
         sink = optional[_SINK] if optional else None
         gradients = _ops.new_gradients(q, k, v, bias, sink)
@@ -88,6 +101,15 @@ class _Saved(torch.autograd.Function):
         _core.backward((q, k, v, out, lse, None, *optional), (dout, *gradients[:3], dlse,
                        *gradients[3:]), options, threads, progress)
         return (*gradients, None)
+
+
+@contextlib.contextmanager
+def _below_autograd() -> Iterator[None]:
+    """Below this level's autograd; the levels of torch.func beneath record for themselves, though
+    a Function's forward turns that off."""
+    with torch._C._AutoDispatchBelowAutograd(), torch.enable_grad(), \
+            forward_ad._set_fwd_grad_enabled(True):
+        yield
 
 
 class _Operator(torch.autograd.function._SingleLevelFunction):
@@ -98,7 +120,7 @@ class _Operator(torch.autograd.function._SingleLevelFunction):
                 sink: Tensor | None, rest: tuple[Any, dict[str, Any]]) -> tuple[Tensor, Tensor]:
         optional, scalars = rest
         optional = _with(optional, bias, sink)
-        with torch._C._AutoDispatchBelowAutograd():
+        with _below_autograd():
             out, lse = _ops.forward(q, k, v, *optional, **scalars)
         ctx.set_materialize_grads(False)
         ctx.scalars = scalars
@@ -121,6 +143,39 @@ class _Operator(torch.autograd.function._SingleLevelFunction):
         raise NotImplementedError(
             "attentile: forward-mode derivatives (jvp) were asked for, expected reverse mode; "
             "torch's own scaled_dot_product_attention has none either, except its math backend")
+
+
+class _OperatorBackward(torch.autograd.function._SingleLevelFunction):
+    """attentile::backward under autograd keys: a second derivative would silently be zero."""
+
+    @staticmethod
+    def forward(ctx: Any, scalars: dict[str, Any], *tensors: Any) -> tuple[Tensor, ...]:
+        with _below_autograd():
+            gradients: tuple[Tensor, ...] = _ops.backward(*tensors, **scalars)
+        return gradients
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise NotImplementedError("attentile: a second derivative was asked for, expected the "
+                                  "first; torch's own flash attention has none either")
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise NotImplementedError("attentile: a second derivative was asked for, expected the "
+                                  "first; torch's own flash attention has none either")
+
+
+def _backward_autograd(keyset: Any, *tensors: Any, **scalars: Any) -> Any:
+    if (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)) \
+            or forward_ad._current_level >= 0:
+        with enable_single_level_autograd_function():
+            return _OperatorBackward.apply(  # type: ignore[attr-defined]
+                scalars, *tensors)
+    with torch._C._AutoDispatchBelowAutograd():
+        return _ops.backward(*tensors, **scalars)
+
+
+_ops._LIBRARY.impl("backward", _backward_autograd, "Autograd", with_keyset=True)
 
 
 def _with(optional: tuple[Any, ...], bias: Tensor | None,
@@ -209,6 +264,7 @@ def attention(
         if return_keep or progress is not None:
             raise ValueError("return_keep, progress: given in a traced or transformed call, "
                              "expected only in eager calls on plain tensors")
+        _require_tensors(q=q, k=k, v=v)
         if state is not None:
             optional = (*optional, *(None,) * (len(TENSORS) - len(optional)), state)
         out, lse = _ops.forward(q, k, v, *optional, **_ops.scalars_of(scalars))
@@ -222,28 +278,39 @@ def attention(
     threads = torch.get_num_threads() if num_threads is None else num_threads
     bias = sink = None
     if optional:
+        optional = [t.resolve_neg() if isinstance(t, torch.Tensor) else t for t in optional]
         bias, sink = optional[_BIAS], optional[_SINK]
         _refuse_gradients(dict(zip(TENSORS, optional, strict=True)))
     call = _Call(optional, options, scalars.get("layout", "bshd"), threads, progress, return_lse)
-    if _wants_gradient(q, k, v, bias, sink):
-        result = _Saved.apply(  # type: ignore[no-untyped-call,unused-ignore]
-            q, k, v, bias, sink, call)
-    elif return_lse:
-        result = _run_forward(q, k, v, call)
-    else:
-        result = _ops.new_out(q, v)
-        _core.forward((q, k, v, result, None, None, *optional), options, threads, progress)
+    try:
+        result = _eager(q, k, v, bias, sink, call)
+    except (RuntimeError, NotImplementedError):
+        _require_tensors(q=q, k=k, v=v)
+        raise
     if return_keep:
         kept = _keep(q, k, v, call)
         return (*result, kept) if return_lse else (result, kept)
     return result
 
 
+def _eager(q: Tensor, k: Tensor, v: Tensor, bias: Any, sink: Any, call: _Call) -> Any:
+    if _wants_gradient(q, k, v, bias, sink):
+        return _Saved.apply(  # type: ignore[no-untyped-call,unused-ignore]
+            q, k, v, bias, sink, call)
+    if call.with_lse:
+        return _run_forward(q, k, v, call)
+    out = _ops.new_out(q, v)
+    _core.forward((q, k, v, out, None, None, *call.optional), call.options, call.threads,
+                  call.progress)
+    return out
+
+
 def _keep(q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
     """The keep decisions of dropout, uint8 [batch, num_heads_q, seqlen_q, seqlen_k]."""
     with torch.no_grad():
         lse = _ops.new_lse(q, call.layout)
-        keys = k.shape[2 if call.layout == "bhsd" else 1]
+        keys = keys_of(k.shape, {"layout": call.layout,
+                                 **dict(zip(TENSORS, call.optional, strict=False))})
         keep = torch.empty((*lse.shape, keys), dtype=torch.uint8)
         _core.forward((q.detach(), k.detach(), v.detach(), _ops.new_out(q, v), lse, keep,
                        *call.optional), call.options, call.threads, call.progress)
@@ -257,6 +324,9 @@ def attention_backward(
 ) -> Gradients:
     """`attentile.attention_backward` on CPU tensors of torch."""
     optional, scalars = split(keywords)
+    _require_tensors(dout=dout, q=q, k=k, v=v, out=out, lse=lse)
+    dout, q, k, v, out, lse = (t.resolve_neg() for t in (dout, q, k, v, out, lse))
+    optional = [t.resolve_neg() if isinstance(t, torch.Tensor) else t for t in optional]
     with torch.no_grad():
         bias, sink = (optional[_BIAS], optional[_SINK]) if optional else (None, None)
         dq, dk, dv, dbias, dsink = _ops.new_gradients(q, k, v, bias, sink)

@@ -126,6 +126,9 @@ def _mask_fits(mask: Tensor | None, query: Tensor, key: Tensor) -> bool:
 def _compute(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scalars: Any,
              enable_gqa: bool) -> Tensor | str:
     """The call on attentile, or why not."""
+    rank = max(query.dim(), key.dim(), value.dim())  # leading dimensions broadcast
+    query, key, value = (x if x.dim() == rank else x[(None,) * (rank - x.dim())]
+                         for x in (query, key, value))
     why = _why_not(query, key, value, mask)
     if why is not None:
         return why

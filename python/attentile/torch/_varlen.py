@@ -99,7 +99,8 @@ def _forward_into(out: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def register(library: Any, active: Callable[[], bool]) -> None:
-    """Registers both for CPU tensors; where attentile is not active they fail as they did."""
+    """Registers them for CPU tensors. Forward calls fail as they did where attentile is not active;
+    a backward call belongs to a forward call that was."""
     def gate(name: str, body: Any) -> Any:
         def run(*args: Any, **kwargs: Any) -> Any:
             if not active():
@@ -110,7 +111,7 @@ def register(library: Any, active: Callable[[], bool]) -> None:
 
         return run
 
+    library.impl("_flash_attention_backward", _backward, "CPU")
     for name, body in (("_flash_attention_forward", _forward),
-                       ("_flash_attention_backward", _backward),
                        ("_flash_attention_forward_no_dropout_inplace", _forward_into)):
         library.impl(name, gate(name, body), "CPU")

@@ -117,31 +117,25 @@ inline void transpose(Vec<Avx2, float>* r) {
   for (int i = 0; i < 8; ++i) r[i].v = t[i];
 }
 
-// 2^(t c) = 2^f 2^-shift 2^(n + shift) for integral n, |f| <= 1/2 and the polynomial of
-// exp2_parts(). n is rounded by adding a number so large that its last bits then hold
-// n + shift + 127, the exponent of the last factor. That is 0 where they are: with shift = -27 for
-// n = -100, below which t is not taken. With shift = 64 no n is that small, and the last product
-// makes subnormal numbers where it must.
+// 2^(t c) = 2^-64 2^(n + 64) 2^f for integral n, |f| <= 1/2 and the polynomial of exp2_parts(). n
+// is rounded by adding a number so large that its last bits then hold n + 64 + 127, the exponent of
+// 2^(n + 64); the last factor makes subnormal numbers where it must.
 template <>
 struct WeightExp<Avx2, float> {
   using V = Vec<Avx2, float>;
-  __m256 c, tail, least, most, magic, unshift;
+  __m256 c, tail, least, most;
 
   explicit WeightExp(Exponent<float> exponent)
       : c(_mm256_set1_ps(exponent.hi)),
         tail(_mm256_set1_ps(exponent.lo)),
-        least(_mm256_set1_ps((keeps_subnormals(exponent) ? -151.0f : -100.0f) / exponent.hi)),
-        most(_mm256_set1_ps(62.0f / exponent.hi)),
-        magic(_mm256_set1_ps(0x1.8p23f + 127 + (keeps_subnormals(exponent) ? 64 : -27))),
-        unshift(_mm256_set1_ps(keeps_subnormals(exponent) ? 0x1p-64f : 0x1p27f)) {}
+        least(_mm256_set1_ps(-151.0f / exponent.hi)),
+        most(_mm256_set1_ps(62.0f / exponent.hi)) {}
 
-  V operator()(V t) const { return {power(_mm256_max_ps(least, t.v))}; }
-  V unchecked(V t) const { return {power(_mm256_max_ps(least, _mm256_min_ps(most, t.v)))}; }
-
- private:
-  static bool keeps_subnormals(Exponent<float> exponent) { return exponent.least < -100.0f; }
-
-  __m256 power(__m256 t) const {
+  V operator()(V t) const { return times_2_64(t) * V::set1(0x1p-64f); }
+  V unchecked(V t) const { return (*this)(V::min(V{most}, t)); }
+  V times_2_64(V x) const {
+    const __m256 t = _mm256_max_ps(least, x.v);
+    const __m256 magic = _mm256_set1_ps(0x1.8p23f + 127 + 64);
     const __m256 z = _mm256_fmadd_ps(t, c, magic);
     const __m256 n = _mm256_sub_ps(z, magic);
     const __m256 f = _mm256_fmadd_ps(t, tail, _mm256_fmsub_ps(t, c, n));
@@ -151,8 +145,7 @@ struct WeightExp<Avx2, float> {
     p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(5.55035711e-2f));
     p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(2.40226508e-1f));
     p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(6.93147188e-1f));
-    p = _mm256_mul_ps(_mm256_fmadd_ps(p, f, _mm256_set1_ps(1.0f)), unshift);
-    return _mm256_mul_ps(p, scale);
+    return {_mm256_mul_ps(_mm256_fmadd_ps(p, f, _mm256_set1_ps(1.0f)), scale)};
   }
 };
 

@@ -150,8 +150,7 @@ struct PowersOfTwo {
 };
 
 // 2^(t c) = 2^(n / 32) 2^f for integral n and |f| <= 1/64: the first factor from a table in two
-// registers, the second of degree 3 (relative error 6e-10 before rounding), 1 where f is 0. 0 where
-// the result would be too small to keep: scalef would take a hundred times as long. Thirteen
+// registers, the second of degree 3 (relative error 6e-10 before rounding), 1 where f is 0. Twelve
 // instructions.
 template <class Isa>
   requires(Isa::kWide512)
@@ -164,20 +163,25 @@ struct WeightExp<Isa, float> {
         tail(_mm512_set1_ps(exponent.lo)),
         low(_mm512_load_ps(kPowers.value)),
         high(_mm512_load_ps(kPowers.value + 16)),
-        least(_mm512_set1_ps((exponent.least - 0.01f) / exponent.hi)),
+        least(_mm512_set1_ps(-150.01f / exponent.hi)),
         most(_mm512_set1_ps(120.0f / exponent.hi)) {}
 
+  // 0 where the result would be rounded to 0: to let it be would cost a hundred times as much.
   Vec<Isa, float> operator()(Vec<Isa, float> t) const {
     const __mmask16 normal = _mm512_cmp_ps_mask(t.v, least, _CMP_NLT_UQ);
     __m512 n;
     const __m512 power = parts(_mm512_max_ps(least, t.v), &n);
     return {_mm512_maskz_scalef_ps(normal, power, n)};
   }
+  Vec<Isa, float> times_2_64(Vec<Isa, float> t) const {
+    __m512 n;
+    const __m512 power = parts(_mm512_max_ps(least, t.v), &n);
+    return {_mm512_scalef_ps(power, _mm512_add_ps(n, _mm512_set1_ps(64.0f)))};
+  }
   Vec<Isa, float> unchecked(Vec<Isa, float> t) const {
-    const __mmask16 normal = _mm512_cmp_ps_mask(t.v, least, _CMP_NLT_UQ);
     __m512 n;
     const __m512 power = parts(_mm512_min_ps(most, t.v), &n);  // NaN stays NaN
-    return {_mm512_maskz_scalef_ps(normal, power, n)};
+    return {_mm512_scalef_ps(power, n)};
   }
 
  private:

@@ -63,19 +63,44 @@ inline Vec<Isa, float> exp2_parts(Vec<Isa, float> n, Vec<Isa, float> f) {
   return V::scale2(p, n);
 }
 
-// log2 of the smallest weight that float kernels keep. Weights that are subnormal, or make products
-// subnormal, cost an x86 core a hundred times as much as others. Without a sink each row has a
-// weight near 1, beside which 2^-100 is nothing; a sink may leave no other.
-inline constexpr float kLeastWeight = -100.0f;
-inline constexpr float kLeastWeightBesideSink = -150.0f;
-
-// A factor in two parts, hi + lo, that together carry about twice the precision of Real, from a
-// tile value to log2 of a weight, and log2 of the least weight that is not taken for 0.
+// A factor in two parts, hi + lo, that together carry about twice the precision of Real.
 template <class Real>
 struct Exponent {
   Real hi = 0;
   Real lo = 0;
-  Real least = kLeastWeightBesideSink;
+  Real least = -150;  // backward pass: log2 of the least probability that is not taken for 0
+};
+
+// While one lives, results that would be subnormal become 0 at no cost; an x86 core takes two
+// hundred multiply-adds' time to make such a number, and again to multiply it. dropped(): it
+// happened. Elsewhere subnormal numbers cost nothing, and nothing happens.
+template <class Isa>
+class SubnormalsAreZero {
+ public:
+#if defined(__SSE__)
+  SubnormalsAreZero() {
+    asm volatile("stmxcsr %0" : "=m"(before_)::"memory");
+    const uint32_t flush = (before_ | kFlushToZero) & ~kUnderflow;
+    asm volatile("ldmxcsr %0" ::"m"(flush) : "memory");
+  }
+  ~SubnormalsAreZero() { asm volatile("ldmxcsr %0" ::"m"(before_) : "memory"); }
+  bool dropped() const {
+    uint32_t now;
+    asm volatile("stmxcsr %0" : "=m"(now)::"memory");
+    return (now & kUnderflow) != 0;
+  }
+
+ private:
+  static constexpr uint32_t kFlushToZero = 1u << 15, kUnderflow = 1u << 4;
+  uint32_t before_;
+#else
+  SubnormalsAreZero() {}  // NOLINT(modernize-use-equals-default): else it were unused
+  bool dropped() const { return false; }
+
+ private:
+#endif
+  SubnormalsAreZero(const SubnormalsAreZero&) = delete;
+  SubnormalsAreZero& operator=(const SubnormalsAreZero&) = delete;
 };
 
 // t * c = n + f with integral n and |f| <= 1/2, f right to about 2^-25 however large t * c is: the
@@ -115,6 +140,15 @@ struct WeightExp {
   Vec<Isa, Real> unchecked(Vec<Isa, Real> t) const {
     using V = Vec<Isa, Real>;
     return exp2<Isa>(V::min(V::set1(Real{120} / c.hi), t), c);
+  }
+  // 2^64 times as much, a normal number where the weight is subnormal; anything below 2^-86 where
+  // it is 0. float alone.
+  Vec<Isa, Real> times_2_64(Vec<Isa, Real> t) const {
+    using V = Vec<Isa, Real>;
+    V n;
+    V f;
+    split_exponent<Isa>(V::max(V::set1(-200.0f / c.hi), t), c, n, f);
+    return exp2_parts<Isa>(n + V::set1(64.0f), f);
   }
 };
 
