@@ -52,19 +52,22 @@ python_tests() {
     --junit-xml="$results/pytest.xml" "$@"
 }
 
-# The same wheel on another CPython, with NumPy alone.
+# The same wheel on other CPythons, where there are any, with NumPy alone.
 python_elsewhere() {
-  local other
-  for other in python3.10 python3.12 python3.13; do
-    command -v $other >/dev/null && $other -c 'import venv' 2>/dev/null || continue
+  local other ran=
+  for other in python3.10 python3.12 python3.13 \
+    "${PYENV_ROOT:-$HOME/.pyenv}"/versions/*/bin/python3.1[0-9]; do
+    $other -c 'import venv' 2>/dev/null || continue
     rm -rf build/python/other-venv
     $other -m venv build/python/other-venv || continue
     build/python/other-venv/bin/python -m pip install --quiet --disable-pip-version-check \
       build/wheelhouse/*.whl
     build/python/other-venv/bin/python -m attentile info
-    echo "notice: the wheel runs on $other with $(build/python/other-venv/bin/python -c \
-      'import numpy; print("NumPy", numpy.__version__)')"
+    ran=$(build/python/other-venv/bin/python -c 'import platform, numpy
+print(platform.python_version(), "with NumPy", numpy.__version__)')
+    echo "notice: the wheel runs on CPython $ran"
   done
+  [ -n "$ran" ] || echo "notice: no other CPython is installed: not tried"
 }
 
 wheel_checks() {

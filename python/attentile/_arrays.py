@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from attentile import _core
-from attentile._call import keys_of, lse_shape, make_options, split
+from attentile._call import TENSORS, keys_of, lse_shape, make_options, split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -59,10 +59,11 @@ def _numpy_dtype(array: Any) -> Any:
         return np.dtype(np.float32)  # the binding refuses the array itself, by its name
 
 
-def _check(**arrays: Any) -> None:
+def _check(optional: list[Any], **arrays: Any) -> None:
     """Refuses what would be read otherwise than it is meant: masked arrays, gradients dropped."""
-    for name, array in arrays.items():
-        if type(array) is np.ndarray:
+    named = {**arrays, **dict(zip(TENSORS, optional, strict=False))} if optional else arrays
+    for name, array in named.items():
+        if array is None or type(array) is np.ndarray:
             continue
         if isinstance(array, np.ma.MaskedArray):
             raise TypeError(f"{name}: was a MaskedArray, expected an array without a mask of its "
@@ -148,8 +149,8 @@ def attention(
 
         return torch_attention(q, k, v, return_lse=return_lse, return_keep=return_keep,
                                num_threads=num_threads, progress=progress, **keywords)
-    _check(q=q, k=k, v=v)
     optional, scalars = split(keywords)
+    _check(optional, q=q, k=k, v=v)
     layout = scalars.get("layout", "bshd")
     shape = _shape("q", q)
     out = np.empty(shape[:-1] + _shape("v", v)[-1:], _numpy_dtype(q))
@@ -181,8 +182,8 @@ def attention_backward(
 
         return torch_backward(dout, q, k, v, out, lse, dlse=dlse, num_threads=num_threads,
                               progress=progress, **keywords)
-    _check(q=q, k=k, v=v, dout=dout)
     optional, scalars = split(keywords)
+    _check(optional, q=q, k=k, v=v, dout=dout, dlse=dlse)
     bias, sink = keywords.get("bias"), keywords.get("sink")
     dq, dk, dv = (np.empty(_shape(name, a), _numpy_dtype(a))
                   for name, a in (("q", q), ("k", k), ("v", v)))

@@ -65,7 +65,7 @@ _made: dict[tuple[Any, ...], _core.Options] = {}
 
 def make_options(scalars: dict[str, Any]) -> _core.Options:
     """The Options of these scalars; the same object for the same ones, except of dropout."""
-    key = tuple(scalars.items())
+    key = (tuple(scalars.items()), tuple(map(type, scalars.values())))
     try:
         found = _made.get(key)
     except TypeError:  # an unhashable value: let the binding name it
@@ -79,8 +79,7 @@ def make_options(scalars: dict[str, Any]) -> _core.Options:
     return found
 
 
-# Types whose equality means equality for the binding, together with the name they stand beside;
-# 1, 1.0 and True are equal keys, and every option takes them for the same.
+# Types whose equality means equality for the binding.
 _CACHED = frozenset((int, float, bool, str, type(None)))
 
 
@@ -116,6 +115,6 @@ def keys_of(k_shape: tuple[int, ...], keywords: Any) -> int:
     """seqlen_k of a call: the columns of its keep decisions."""
     if keywords.get("block_table") is not None:
         lengths = keywords.get("seqused_k")
-        return int(lengths.max()) if lengths is not None and lengths.shape[0] else 0
+        return int(lengths.max()) if getattr(lengths, "shape", (0,))[0] else 0
     rows = 2 if keywords.get("layout") == "bhsd" else 1
     return k_shape[rows] if len(k_shape) > rows else 0

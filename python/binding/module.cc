@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The extension module attentile._core: what Python calls of the library, and nothing else. Shapes,
-// defaults and results are Python's matter (attentile/_numpy.py, attentile/torch); see call.h for
+// defaults and results are Python's matter (attentile/_arrays.py, attentile/torch); see call.h for
 // the order of tensors.
 #include <nanobind/nanobind.h>
 

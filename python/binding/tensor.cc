@@ -71,7 +71,15 @@ constexpr const char* kDTypesExpected =
 
 TensorView view_of(const char* name, const nb::dlpack::dltensor& t, nb::handle object) {
   const std::optional<DType> dtype = from_dlpack(t.dtype);
-  if (!dtype) refuse(name, "of dtype " + quoted(object.attr("dtype")), kDTypesExpected);
+  if (!dtype && nb::hasattr(object, "dtype")) {
+    refuse(name, "of dtype " + quoted(object.attr("dtype")), kDTypesExpected);
+  }
+  if (!dtype) {
+    refuse(name,
+           "of DLPack type " + std::to_string(t.dtype.code) + " with " +
+               std::to_string(t.dtype.bits) + " bits",
+           kDTypesExpected);
+  }
   TensorView view;
   view.data = static_cast<char*>(t.data) + t.byte_offset;
   if (t.data == nullptr) view.data = nullptr;
@@ -103,7 +111,8 @@ ExchangeTable* exchange_table(nb::handle object) {
     if (table == nullptr) throw nb::python_error();
     if (table->major != 1 || table->tensor_from_object == nullptr) table = nullptr;
   }
-  Py_INCREF(reinterpret_cast<PyObject*>(type));  // types that are asked live as long as the process
+  Py_INCREF(reinterpret_cast<PyObject*>(type));  // or another type might take its address
+  Py_XDECREF(reinterpret_cast<PyObject*>(last_type));
   last_type = type;
   last_table = table;
   return table;

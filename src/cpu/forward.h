@@ -196,6 +196,16 @@ inline void attend_tile(Worker<Isa, Real>& w, const Panel<Real>& panel, Tile t,
   const WeightTile<Real> weights = {scratch.s, scratch.weights, t.keys, partial ? &t : nullptr,
                                     pack_later ? Parts{} : packed};
   uint64_t left_out = online_softmax<Isa, Real>(panel, weights, head_dim_v, scale.exponent);
+  if constexpr (sizeof(Real) == 4) {
+    // With a block pattern the rows beside decide whether a tile is full: no bit may tell.
+    if (left_out != 0 && p.block_mask.present) {
+      for (int i = 0; i < t.lanes; i += Vec<Isa, Real>::kLanes) {
+        if ((left_out & left_out_bit(panel, i)) == 0) continue;
+        restore_subnormal<Isa>(panel, weights, i, scale.exponent);
+      }
+      left_out = 0;
+    }
+  }
   if (p.dropout.enabled) apply_keep<Isa, Real>(p, t, scratch.extra, scratch.weights);
   const GemmTile<Real> product = {.a = keys.v + skip * keys.v_ld,
                                   .a_row = 1,
@@ -217,8 +227,8 @@ inline void attend_tile(Worker<Isa, Real>& w, const Panel<Real>& panel, Tile t,
   const bool visible_only = partial && keys.v_nonfinite > 0;
   multiply_by_groups<Isa, Real>(t, partial, product, visible_only ? scratch.hide : nullptr);
   if constexpr (sizeof(Real) == 4) {
-    for (int i = 0; left_out != 0; i += Vec<Isa, Real>::kLanes, left_out >>= 1) {
-      if ((left_out & 1) == 0) continue;
+    for (int i = 0; left_out != 0 && i < t.lanes; i += Vec<Isa, Real>::kLanes) {
+      if ((left_out & left_out_bit(panel, i)) == 0) continue;
       add_subnormal<Isa>(panel, weights, i, product, p.dropout.enabled ? scratch.extra : nullptr,
                          scale.exponent);
     }

@@ -141,10 +141,17 @@ inline bool weigh_at_once(const Panel<Real>& panel, const WeightTile<Real>& tile
   return true;
 }
 
+// The bit that stands for the lanes from i on; some vectors share one where there are more than 64.
+template <class Real>
+[[gnu::always_inline]] inline uint64_t left_out_bit(const Panel<Real>& panel, int64_t i) {
+  return uint64_t{1} << (i * 64 / panel.lanes);
+}
+
 // Turns tile values into weights, and takes them into m and l; rescales O where m was raised. Most
 // tiles raise no m: their weights are computed without a look at the maximum, and thrown away where
 // a sum says that one was above the threshold, infinite or not a number. Returns the vectors of
-// lanes, one bit each, whose subnormal weights are left out: add_subnormal() adds them to O.
+// lanes whose subnormal weights are left out, as left_out_bit() tells them: add_subnormal() adds
+// those to O.
 template <class Isa, class Real>
 inline uint64_t online_softmax(const Panel<Real>& panel, const WeightTile<Real>& tile,
                                int head_dim_v, Exponent<Real> exponent) {
@@ -153,7 +160,7 @@ inline uint64_t online_softmax(const Panel<Real>& panel, const WeightTile<Real>&
   const bool may_be_right = tile.partial == nullptr && tile.s != tile.weights;
   uint64_t left_out = 0;
   for (int i = 0; i < panel.lanes; i += kLanes) {
-    const uint64_t bit = uint64_t{1} << (i / kLanes);
+    const uint64_t bit = left_out_bit(panel, i);
     if (may_be_right) {
       const SubnormalsAreZero<Isa> zeros;
       if (weigh_at_once<Isa, Real>(panel, tile, i, exp)) {
@@ -169,6 +176,19 @@ inline uint64_t online_softmax(const Panel<Real>& panel, const WeightTile<Real>&
   return left_out;
 }
 
+// Puts the subnormal weights of the lanes from i on where they are left out.
+template <class Isa>
+[[gnu::noinline]] void restore_subnormal(const Panel<float>& panel, const WeightTile<float>& tile,
+                                         int i, Exponent<float> exponent) {
+  using V = Vec<Isa, float>;
+  const WeightExp<Isa, float> exp(exponent);
+  const V row_max = V::load(panel.row_max + i);
+  const int64_t lanes = panel.lanes;
+  for (int64_t k = 0; k < tile.keys; ++k) {
+    exp(V::load(tile.s + k * lanes + i) - row_max).store(tile.weights + k * lanes + i);
+  }
+}
+
 // O += the subnormal weights of the lanes from i on times values [keys][v_ld], 2^64 moved from one
 // factor to the other, so that no product meets a subnormal number. Their part in l is nothing
 // beside a weight near 1. factors [keys][lanes]: of dropout, or null.
@@ -179,7 +199,7 @@ template <class Isa>
   using V = Vec<Isa, float>;
   const WeightExp<Isa, float> exp(exponent);
   const V zero = V::set1(0.0f);
-  const V least = V::set1(0x1p-86f);  // 2^64 times the smallest subnormal number
+  const V least = V::set1(0x1p-86f);  // half of 2^64 times the smallest subnormal number
   const V normal = V::set1(0x1p-62f);
   const V row_max = V::load(panel.row_max + i);
   const int64_t lanes = panel.lanes;

@@ -66,9 +66,6 @@ inline ScoreScale<Real> make_score_scale(const Problem& p, bool may_fold) {
     scale.softcap = static_cast<Real>(cap);
     scale.logit = to_finite<Isa, Real>(p.softmax_scale / cap);
   }
-  // Without a sink some probability of each row is at least 1 / seqlen_k, beside which 2^-100 is
-  // nothing in any gradient; a sink may leave no other.
-  if (sizeof(Real) == 4 && !p.sink.present) scale.exponent.least = -100;
   const double factor = scale.folded ? exponent : kLog2E;
   scale.exponent.hi = static_cast<Real>(factor);
   const double tail =

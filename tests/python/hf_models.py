@@ -85,13 +85,35 @@ OTHERS: dict[str, Any] = {
     "vit": lambda: tf.ViTForImageClassification(tf.ViTConfig(**_VISION, num_labels=3)),
     "clip": _clip, "whisper": _whisper, "llava": _llava}
 
+_WIDE: dict[str, Any] = {
+    "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
+_TIMES = {"context_length": 12, "prediction_length": 8, "lags_sequence": [1, 2, 3]}
+
+# Models without support of "sdpa", whose layers do not set is_causal to what they are.
+UNTOLD: dict[str, Any] = {
+    "nllb_moe": lambda: tf.NllbMoeModel(tf.NllbMoeConfig(
+        vocab_size=VOCAB, **_WIDE, max_position_embeddings=64, encoder_sparse_step=0,
+        decoder_sparse_step=0, num_experts=2, expert_capacity=64)),
+    "pegasus_x": lambda: tf.PegasusXModel(tf.PegasusXConfig(
+        vocab_size=VOCAB, **_WIDE, max_position_embeddings=64, num_global_tokens=2, block_size=4)),
+    "informer": lambda: tf.InformerModel(tf.InformerConfig(
+        **_TIMES, **_WIDE, attention_type="full", distil=False, num_time_features=2)),
+    "splinter": lambda: tf.SplinterModel(tf.SplinterConfig(**_BASE)),
+    "align_text": lambda: tf.AlignTextModel(tf.AlignTextConfig(**_BASE)),
+    "clap_text": lambda: tf.ClapTextModel(tf.ClapTextConfig(**_BASE)),
+}
+
 ALL = {**DECODERS, **ENCODERS, **SEQ2SEQ, **OTHERS}
+
+
+_DECODING = ("nllb_moe", "pegasus_x", "informer")
 
 
 def build(name: str) -> Any:
     """The model, in evaluation, with the same random weights each time and no dropout."""
     torch.manual_seed(0)
-    model = ALL[name]()
+    model = (ALL | UNTOLD)[name]()
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if parameter.ndim > 1 or "sinks" in key:
@@ -123,6 +145,15 @@ def make_batch(name: str, side: str = "none") -> dict[str, torch.Tensor]:
     def tokens(length: int, top: int = VOCAB - 1) -> torch.Tensor:
         return torch.randint(3, top, (2, length), generator=generator)
 
+    if name == "informer":
+        steps = 12 + 3
+        past, future = torch.randn((2, steps + 8), generator=generator).split([steps, 8], dim=1)
+        known = torch.randn((2, steps + 8, 2), generator=generator)
+        seen = torch.ones((2, steps))
+        if side != "none":
+            seen[1, :5] = 0  # enters as a feature: this model hides nothing from its attention
+        return {"past_values": past, "future_values": future, "past_observed_mask": seen,
+                "past_time_features": known[:, :steps], "future_time_features": known[:, steps:]}
     pixels = torch.randn((2, 3, 16, 16), generator=generator)
     if name == "vit":
         return {"pixel_values": pixels, "labels": torch.tensor([0, 2])}
@@ -132,6 +163,8 @@ def make_batch(name: str, side: str = "none") -> dict[str, torch.Tensor]:
     batch = {"input_ids": tokens(LENGTH)}
     if side != "none":
         batch["attention_mask"] = padding(side)
+    if name in UNTOLD:
+        return {**batch, "decoder_input_ids": tokens(11)} if name in _DECODING else batch
     if name == "clip":
         batch["input_ids"][:, -1] = 2
         return {**batch, "pixel_values": pixels, "return_loss": torch.tensor(True)}

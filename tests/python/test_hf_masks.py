@@ -90,14 +90,13 @@ def test_same_keys_as_the_mask(*, pattern: str, window: int, q_length: int, past
     q = torch.randn((2, q_length, 4, 8), generator=generator).transpose(1, 2)
     k, v = torch.randn((2, 2, 2, kv_length, 8), generator=generator)
     module = Module()
-    module.is_causal = causal
+    module.is_causal = not causal  # the mask tells all
     out, weights = hf.attention_forward(module, q, k, v, found)
     assert weights is None and out.is_contiguous()
     torch.testing.assert_close(out.double(), reference(q, k, v, expected), rtol=0, atol=1e-5)
-    if found is not None:
-        assert isinstance(found, hf.CompactMask) == (pattern in COMPACT)
-        dense = found.dense() if isinstance(found, hf.CompactMask) else found
-        assert torch.equal(dense.expand_as(expected), expected)
+    assert isinstance(found, hf.CompactMask) == (pattern in COMPACT)
+    dense = found.dense() if isinstance(found, hf.CompactMask) else found
+    assert torch.equal(dense.expand_as(expected), expected)
 
 
 def make(**changes: Any) -> hf.CompactMask:
@@ -148,6 +147,18 @@ def test_writing_is_refused(write: Any) -> None:
         write(make())
 
 
+@pytest.mark.parametrize("use", [
+    lambda m, x: m + x, lambda m, x: x + m, lambda m, x: x - m, lambda m, x: m * x,
+    lambda m, x: x * m, lambda m, x: x.add(m), lambda m, x: torch.add(x, m),
+    lambda m, x: torch.sub(x, m, alpha=2), lambda m, x: x.add_(m), lambda m, x: m * -1e9,
+    lambda m, x: x.__iadd__(m), lambda m, x: torch.addcmul(x, m, x)])
+def test_adding_to_scores_is_refused(use: Any) -> None:
+    """True would add 1 to a score, where a mask should hide it."""
+    with pytest.raises(UnsupportedError, match="attention mask: was in arithmetic"):
+        use(make(), torch.zeros(2, 4, 6, 6))
+    assert (make() * make().dense().long()).sum() == make().dense().sum()  # counting is no misuse
+
+
 def test_augmented_assignment_builds_the_mask() -> None:
     mask: Any = make()
     expected = mask.dense() & ~torch.eye(6, dtype=torch.bool)
@@ -160,8 +171,8 @@ def test_keywords_are_the_cheapest_that_say_it() -> None:
     right, left = everything.clone(), everything.clone()
     right[1, 4:] = left[1, :2] = False
     causal = {"causal": True, "position_offset": 0}
-    assert hf.compact_mask(2, 6, 6, attention_mask=everything) is None
-    assert hf.compact_mask(2, 1, 6, q_offset=5, attention_mask=everything) is None
+    assert make(attention_mask=everything).keywords == causal
+    assert make(q_length=1, q_offset=5, attention_mask=everything).keywords == {}
     found = make(attention_mask=right).keywords
     assert found.pop("seqused_k").tolist() == [6, 4] and found == causal
     found = make(attention_mask=left).keywords

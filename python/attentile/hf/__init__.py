@@ -15,13 +15,17 @@ compiled graph are windows and causal padding built too.
 
 Rows that are all padding are 0 here, and a mean of values with "eager": compare tokens, not them.
 
+A mask here is never None outside compiled graphs, since not every model tells by is_causal what
+None would mean. Adding it to scores, as layers that compute attention by themselves do, raises.
+
 Articles tell to write `config.use_flash_attention = True`. That is no switch of Transformers: the
 configuration keeps the attribute and no code reads it. Likewise `use_flash_attention_2=True` is of
 the past. Write `attn_implementation="attentile"` as above. Names with "flash" in them stand for
 packages that need a GPU.
 
 Models whose code computes attention by itself (94 files of Transformers 5.23, among them BLOOM,
-CodeGen, GPT-J, Falcon, DeBERTa) are refused with UnsupportedError when they are built.
+CodeGen, GPT-J, Falcon, DeBERTa), or does in some layers (BigBirdPegasus, Informer with "prob"), are
+refused with UnsupportedError when they are built; so are classes made of them.
 """
 
 from __future__ import annotations

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,12 +15,16 @@ from attentile.hf._mask import CompactMask
 from attentile.torch import attention
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
 # Keywords of single models that change the result and are not handled: which keys are seen is told
 # by indices instead of by the mask (sparse indexers), or the sink is a tensor for each token.
 _REFUSED = ("indices", "block_indices", "sinks")
 _calls = 0
+_lock = threading.Lock()
+_counter: ContextVar[list[int] | None] = ContextVar("attentile_hf_calls", default=None)
 
 
 def calls() -> int:
@@ -25,10 +32,29 @@ def calls() -> int:
     return _calls
 
 
+@contextlib.contextmanager
+def counting() -> Iterator[list[int]]:
+    """A list of one number: attention layers that run here while this is entered, in this context.
+
+    Other threads do not count.
+    """
+    counted = [0]
+    token = _counter.set(counted)
+    try:
+        yield counted
+    finally:
+        _counter.reset(token)
+
+
 def _count() -> None:
     global _calls
-    if not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        return
+    with _lock:
         _calls += 1
+    counted = _counter.get()
+    if counted is not None:
+        counted[0] += 1
 
 
 def attention_forward(

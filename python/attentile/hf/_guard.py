@@ -2,7 +2,8 @@
 """Models whose code never asks for an attention function are refused, not run wrongly.
 
 Transformers 5.23 has 94 such modelling files among 441. Some accept any name, ignore it, and lose
-their masks (CodeGen, BLOOM, XGLM, RoFormer): wrong logits without a word.
+their masks (CodeGen, BLOOM, XGLM, RoFormer): wrong logits without a word. In other files some
+layers ask and others do not (BigBirdPegasus, Informer).
 """
 
 from __future__ import annotations
@@ -11,43 +12,86 @@ import functools
 import inspect
 import re
 import sys
+import warnings
 from typing import Any, NoReturn
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from attentile import UnsupportedError
 
 NAME = "attentile"
 _LAYER = re.compile(r"^class \w*Attention\w*\(nn\.Module\):", re.MULTILINE)
+_CLASS = re.compile(r"^class (\w*Attention\w*)\(.*?(?=^\S|\Z)", re.MULTILINE | re.DOTALL)
 _ASKS = "ALL_ATTENTION_FUNCTIONS.get_interface("
+# Layers of asking files that compute attention by themselves and get no mask of ours: theirs are
+# made from 2-D padding by their own code (or of pixels), or refuse bool (Gemma 4), or are refused
+# where they are looked up by name (GIT).
+_HARMLESS = re.compile(
+    r"\w+MultiscaleDeformableAttention|\w+MHAttentionMap|ClapAudioSelfAttention|GitSelfAttention|"
+    r"EsmFold2RowAttentionPooling|Gemma4AudioAttention|LongT5TransientGlobalAttention|"
+    r"PegasusXGlobalLocalAttention")
+# Layers that a model has only if its configuration says so: attribute and value.
+_CHOSEN = {"InformerProbSparseAttention": ("attention_type", "prob")}
+_read: dict[str, tuple[str, ...]] = {}  # answers from source that was read, by module
 
 
-@functools.lru_cache(maxsize=None)
-def asks_for_attention(module_name: str) -> bool:
-    """Whether a modelling module asks the interface; True also for code that cannot be read."""
-    try:
-        source = inspect.getsource(sys.modules[module_name])
-    except (KeyError, OSError, TypeError):
+def own_layers(module_name: str) -> tuple[str, ...]:
+    """Layers of a modelling module that compute attention by themselves; () if it cannot be read.
+
+    A module that is not imported yet is asked again next time.
+    """
+    if module_name not in _read:
+        try:
+            _read[module_name] = source_layers(inspect.getsource(sys.modules[module_name]))
+        except (KeyError, OSError, TypeError):
+            return ()
+    return _read[module_name]
+
+
+def source_layers(source: str) -> tuple[str, ...]:
+    """The same by a module's text."""
+    if _ASKS not in source:
+        return ("all of its layers",) if _LAYER.search(source) else ()
+    return tuple(match[1] for match in _CLASS.finditer(source)
+                 if "oftmax(" in match[0] and "attention_mask" in match[0]
+                 and "get_interface(" not in match[0] and not _HARMLESS.fullmatch(match[1]))
+
+
+def _refuse_bases(thing: Any, base: type, config: Any) -> None:
+    """Raise UnsupportedError if the class of a model or configuration, or one that it is made of,
+    lies in (or, for configurations, beside) a module that ignores the interface."""
+    for cls in type(thing).__mro__:
+        if cls is base:
+            return
+        name = cls.__module__.replace(".configuration_", ".modeling_")
+        layers = [layer for layer in own_layers(name) if _has(config, layer)]
+        if layers:
+            _refuse(type(thing).__name__, name, ", ".join(layers))
+
+
+def _has(config: Any, layer: str) -> bool:
+    if layer not in _CHOSEN:
         return True
-    return source_asks(source)
+    attribute, value = _CHOSEN[layer]
+    return getattr(config, attribute, value) == value
 
 
-def source_asks(source: str) -> bool:
-    """The same by a module's text: no attention layers of its own, or a call of the interface."""
-    return _ASKS in source or _LAYER.search(source) is None
+def refuse_model(model: Any) -> None:
+    """Raise UnsupportedError for a model that ignores the interface, or whose bases do."""
+    _refuse_bases(model, PreTrainedModel, getattr(model, "config", None))
 
 
-def refuse_model(what: str, module_name: str) -> None:
-    """Raise UnsupportedError if the module of a model or configuration ignores the interface."""
-    if not asks_for_attention(module_name):
-        _refuse(what, module_name)
+def refuse_config(config: Any) -> None:
+    """The same by its configuration, when a mask is asked for."""
+    if config is not None:
+        _refuse_bases(config, PreTrainedConfig, config)
 
 
-def _refuse(what: str, module_name: str, *_: Any, **__: Any) -> NoReturn:
+def _refuse(what: str, module_name: str, layers: str, *_: Any, **__: Any) -> NoReturn:
     raise UnsupportedError(
         f'attn_implementation: was "{NAME}" for {what}, expected a model that asks for its '
-        f"attention function: {module_name} computes attention by itself, and would ignore "
-        f'"{NAME}" or lose its masks; use attn_implementation="eager" (for one part of a '
+        f"attention function: {module_name} computes attention by itself ({layers}), and would "
+        f'ignore "{NAME}" or lose its masks; use attn_implementation="eager" (for one part of a '
         'model: a dictionary, {"text_config": "attentile", "vision_config": "eager"})')
 
 
@@ -55,48 +99,49 @@ def _refuse_tables(module_name: str) -> None:
     """Where single layers are looked up by name (SAM, GIT), have our name refused, not missing."""
     for key, table in vars(sys.modules[module_name]).items():
         if key.endswith("ATTENTION_CLASSES") and isinstance(table, dict) and NAME not in table:
-            table[NAME] = functools.partial(_refuse, key, module_name)
+            table[NAME] = functools.partial(_refuse, key, module_name, key)
             _tables.append(table)
 
 
 _tables: list[dict[str, Any]] = []  # with an entry of ours
-
-
-def refuse_config(config: Any) -> None:
-    """The same, when a mask is asked for."""
-    if config is not None:
-        name = type(config).__module__.replace(".configuration_", ".modeling_")
-        refuse_model(type(config).__name__, name)
-
-
-_checked: Any = None  # the method of Transformers that ours stands before
+_active = False
+_ours: Any = None  # the method that stands before the one of Transformers
+_original: Any = None
 
 
 def install() -> None:
     """Stand before the check of names that every model makes when it is built or switched."""
-    global _checked
-    if _checked is not None:
+    global _active, _ours, _original
+    _active = True
+    if _ours is not None:
         return
-    original = _checked = PreTrainedModel.get_correct_attn_implementation
+    original = _original = PreTrainedModel.get_correct_attn_implementation
 
     @functools.wraps(original)
     def get_correct_attn_implementation(self: Any, requested_attention: str | None,
                                         *args: Any, **kwargs: Any) -> Any:
-        if requested_attention == NAME:
-            refuse_model(type(self).__name__, type(self).__module__)
-            _refuse_tables(type(self).__module__)
+        if _active and requested_attention == NAME:
+            refuse_model(self)
+            for cls in type(self).__mro__[:type(self).__mro__.index(PreTrainedModel)]:
+                _refuse_tables(cls.__module__)
         return original(self, requested_attention, *args, **kwargs)
 
-    PreTrainedModel.get_correct_attn_implementation = (  # type: ignore[method-assign]
-        get_correct_attn_implementation)
+    _ours = get_correct_attn_implementation
+    PreTrainedModel.get_correct_attn_implementation = _ours  # type: ignore[method-assign]
 
 
 def remove() -> None:
-    """Put the method of Transformers back."""
-    global _checked
-    if _checked is not None:
-        PreTrainedModel.get_correct_attn_implementation = (  # type: ignore[method-assign]
-            _checked)
-        _checked = None
+    """Put the method of Transformers back, unless another patch was put on ours: then warn."""
+    global _active, _ours, _original
+    _active = False
     while _tables:
         _tables.pop().pop(NAME, None)
+    if _ours is None:
+        return
+    if PreTrainedModel.get_correct_attn_implementation is not _ours:
+        warnings.warn("PreTrainedModel.get_correct_attn_implementation was patched by others after "
+                      f'"{NAME}" was registered, expected nobody to: it is left as it is, and '
+                      "the part of it that is ours does nothing now", RuntimeWarning, stacklevel=3)
+        return
+    PreTrainedModel.get_correct_attn_implementation = _original  # type: ignore[method-assign]
+    _ours = _original = None

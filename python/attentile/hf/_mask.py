@@ -9,11 +9,12 @@ gets the true mask, built at that moment; who only passes it on pays nothing.
 from __future__ import annotations
 
 import inspect
+import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.utils._pytree import tree_map
-from transformers import masking_utils
+from transformers import PreTrainedModel, masking_utils
 
 from attentile import UnsupportedError
 
@@ -177,6 +178,7 @@ class CompactMask(torch.Tensor):
         if function is torch.Tensor.to and _stays(args[0], args[1:], kwargs):
             return args[0]
         _refuse_writing(function, args, kwargs)
+        _refuse_adding(function, args)
         args, kwargs = tree_map(_densify, (args, kwargs))
         return function(*args, **kwargs)
 
@@ -204,6 +206,21 @@ def _refuse_writing(function: Any, args: Any, kwargs: Any) -> None:
             'attn_implementation="eager"')
 
 
+def _refuse_adding(function: Any, args: Any) -> None:
+    """True is 1, so a bool mask that is added to scores hides nothing: never meant."""
+    name = getattr(function, "__name__", "").strip("_")
+    if name in _ARITHMETIC and any(
+            isinstance(a, float) or isinstance(a, torch.Tensor)
+            and not isinstance(a, CompactMask) and a.is_floating_point() for a in args):
+        raise UnsupportedError(
+            f"attention mask: was in arithmetic ({name}) with floating-point numbers, expected to "
+            "be handed to the attention function (bool, True: seen): this model computes attention "
+            'by itself; use attn_implementation="eager" for it')
+
+
+_ARITHMETIC = frozenset(f"{prefix}{name}" for prefix in ("", "r", "i")
+                        for name in ("add", "sub", "mul")) | {
+    "subtract", "multiply", "addcmul", "baddbmm"}
 _ABOUT = frozenset((
     *(getattr(torch.Tensor, name).__get__ for name in
       ("shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_cuda", "is_leaf",
@@ -229,9 +246,12 @@ def compact_mask(
     mask_function: Callable[..., Any] = masking_utils.causal_mask_function,
     attention_mask: Tensor | None = None, device: Any = "cpu", **kwargs: Any,
 ) -> Tensor | None:
-    """The mask function: None where is_causal tells all, a CompactMask for bands and padding.
+    """The mask function: a CompactMask for all keys, bands and padding.
 
     Anything that is not a band (chunks, blocks, functions of the user) is built, as for "sdpa".
+    Never None: that leaves causality to module.is_causal, which not every model sets. Only in a
+    compiled graph, which holds plain tensors, None stands for the causal mask of models that
+    support "sdpa", where Transformers itself relies on is_causal.
     """
     request = {**kwargs, "batch_size": batch_size, "q_length": q_length, "kv_length": kv_length,
                "q_offset": q_offset, "kv_offset": kv_offset, "mask_function": mask_function,
@@ -251,21 +271,16 @@ def compact_mask(
     offset = int(q_offset) - int(kv_offset)
     found = band_keywords(band, q_length, kv_length, offset)
     padding = read_padding(attention_mask, kv_length, int(kv_offset))
-    if not padding and _told_by_is_causal(band, found, request):
-        return None
     return CompactMask.make({**found, **padding}, request)
 
 
-def _told_by_is_causal(band: Band, found: dict[str, Any], request: dict[str, Any]) -> bool:
-    """Whether None says the same: all keys, or the causal triangle from the top left corner."""
-    if request.get("allow_is_bidirectional_skip", False) and not band.causal:
-        return not found
-    if not request.get("allow_is_causal_skip", True) or not band.causal:
-        return False
-    if request["q_length"] == 1:
-        return not found
-    return found in ({"causal": True, "position_offset": 0}, {}) and \
-        int(request["q_offset"]) == int(request["kv_offset"])
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _sets_is_causal(config_class: type) -> bool:
+    """Whether all models of a configuration's module support "sdpa", so that is_causal is right."""
+    name = config_class.__module__.replace(".configuration_", ".modeling_")
+    models = [c for c in vars(sys.modules.get(name, sys)).values()
+              if isinstance(c, type) and issubclass(c, PreTrainedModel) and c.__module__ == name]
+    return bool(models) and all(c._supports_sdpa for c in models)
 
 
 def _traced_mask(request: dict[str, Any]) -> Tensor | None:
@@ -274,13 +289,15 @@ def _traced_mask(request: dict[str, Any]) -> Tensor | None:
     q_length, kv_length = request["q_length"], request["kv_length"]
     if function is masking_utils.causal_mask_function and padding is None:
         plain = isinstance(request["q_offset"], int) and request["q_offset"] == 0
-        if plain and q_length == kv_length and request.get("allow_is_causal_skip", True):
+        square = q_length == kv_length and request.get("allow_is_causal_skip", True)
+        if plain and square and _sets_is_causal(type(request.get("config"))):
             return None
     if function is masking_utils.bidirectional_mask_function:
-        if padding is None and request.get("allow_is_bidirectional_skip", False):
-            return None
-        if padding is not None and padding.ndim == 2 and padding.shape[1] == kv_length:
-            shape = (request["batch_size"], 1, q_length, kv_length)
+        shape = (request["batch_size"], 1, q_length, kv_length)
+        if padding is None:
+            everything: Tensor = torch.ones((), dtype=torch.bool, device=request["device"])
+            return everything.expand(shape)
+        if padding.ndim == 2 and padding.shape[1] == kv_length:
             plane: Tensor = padding[:, None, None, :]
             return plane.expand(shape)
     return dense_mask(request)

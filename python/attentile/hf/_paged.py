@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from typing import TYPE_CHECKING, Any
 
 from transformers import AttentionInterface
@@ -62,12 +63,26 @@ def continuous_batching() -> Iterator[None]:
             model.generate_batch(...)
 
     Transformers 5.23 lets generate_batch() run with a few names only, and no other can be
-    registered. This changes the function behind "sdpa" for the whole process, and puts it back at
-    the end. The masks are those of "sdpa": built, and not read for packed batches.
+    registered. This changes the function behind "sdpa" for the whole process, and puts it back when
+    the last that entered leaves. The masks are those of "sdpa": built, and not read for packed
+    batches.
     """
-    before = AttentionInterface._global_mapping["sdpa"]
-    AttentionInterface.register("sdpa", paged_forward)
+    global _entered, _replaced
+    with _lock:
+        if _entered == 0:
+            _replaced = AttentionInterface._global_mapping["sdpa"]
+            AttentionInterface.register("sdpa", paged_forward)
+        _entered += 1
     try:
         yield
     finally:
-        AttentionInterface.register("sdpa", before)
+        with _lock:
+            _entered -= 1
+            if _entered == 0:
+                AttentionInterface.register("sdpa", _replaced)
+                _replaced = None
+
+
+_lock = threading.Lock()
+_entered = 0
+_replaced: Any = None  # the function behind "sdpa" while any are entered

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from attentile.hf._guard import NAME
+from attentile.hf._verify import restored
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -64,7 +65,7 @@ def eager_bytes(config: Any, batch: int, tokens: int, dtype: torch.dtype) -> int
 
 def side_by_side(model: Any, input_ids: Tensor, *, new_tokens: int = 200, rounds: int = 3,
                  implementations: Sequence[str] = IMPLEMENTATIONS, reference: Tensor | None = None,
-                 memory_limit: int = 20 << 30) -> tuple[list[Row], Tensor]:
+                 memory_limit: int = 20 << 30) -> tuple[list[Row], Tensor | None]:
     """Run a causal language model on a text with each implementation in turn.
 
     Args: model, a decoder whose logits are its output embeddings' of the last hidden state (also
@@ -74,28 +75,25 @@ def side_by_side(model: Any, input_ids: Tensor, *, new_tokens: int = 200, rounds
     the first implementation's that runs); memory_limit in bytes, for eager: where `eager_bytes` is
     more, or more than the machine has free, it is not run.
 
-    Returns: a Row each, and the reference. The model's implementation is put back.
+    Returns: a Row each, and the reference (None if nothing ran and none was given). The model's
+    implementations are put back, also where its parts had different ones.
     """
     batch, tokens = input_ids.shape
     limit = min(memory_limit, _available_bytes())
     needed = eager_bytes(model.config, batch, tokens, model.dtype)
     fits = [name for name in implementations if name != "eager" or needed <= limit]
     runs: dict[str, list[_Run]] = {name: [] for name in fits}
-    before = model.config._attn_implementation
-    try:
-        with torch.inference_mode():
-            for _ in range(rounds):
-                for name in fits:
-                    model.set_attn_implementation(name)
-                    model.base_model(input_ids[:, :16])
-                    runs[name].append(_run(model, input_ids, new_tokens))
-    finally:
-        model.set_attn_implementation(before)
-    if reference is None:
+    with restored(model), torch.inference_mode():
+        for _ in range(rounds):
+            for name in fits:
+                model.set_attn_implementation(name)
+                model.base_model(input_ids[:, :16])
+                runs[name].append(_run(model, input_ids, new_tokens))
+    if reference is None and fits:
         reference = runs[fits[0]][0].hidden
-    rows = [_row(model, input_ids, name, runs[name], reference) if name in runs else
-            Row(tokens, model.dtype, name, peak_bytes=needed, fits=False)
-            for name in implementations]
+    rows = [Row(tokens, model.dtype, name, peak_bytes=needed, fits=False)
+            if reference is None or name not in runs else
+            _row(model, input_ids, name, runs[name], reference) for name in implementations]
     return rows, reference
 
 

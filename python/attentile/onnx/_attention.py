@@ -185,7 +185,8 @@ def _check_mask(mask: Any, heads: _Heads, nonpad: Any) -> None:
         raise ValueError(f"attn_mask: was of shape {mask.shape}, expected {wanted}")
     if nonpad is not None and nonpad.size and mask.shape[-1] < nonpad.max():
         raise ValueError(f"attn_mask: was {mask.shape[-1]} long in the last dimension, expected at "
-                         f"least {nonpad.max()}, the largest of nonpad_kv_seqlen")
+                         f"least {nonpad.max()}, the largest of nonpad_kv_seqlen: give the hidden "
+                         "keys in it")
 
 
 def _working_dtype(heads: _Heads, softmax_precision: Any) -> Any:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
-from torch.autograd.function import once_differentiable
 
 from attentile import _core
 from attentile._arrays import Gradients
@@ -35,6 +34,7 @@ _NO_GRADIENT = ("alibi_slopes",)
 
 _is_compiling = torch.compiler.is_compiling
 _dispatch_modes = torch._C._len_torch_dispatch_stack
+_is_batched = torch._C._functorch.is_legacy_batchedtensor  # is_grads_batched=True
 _peek_functorch = torch._C._functorch.peek_interpreter_stack
 
 
@@ -56,6 +56,11 @@ def _require_tensors(**tensors: Any) -> None:
                             f"{', nested' if tensor.is_nested else ''}, expected a dense tensor")
 
 
+def _require_optional(optional: Any) -> None:
+    _require_tensors(**{name: tensor for name, tensor in zip(TENSORS, optional, strict=False)
+                        if tensor is not None})
+
+
 class _Call(NamedTuple):
     """What a call is besides q, k, v: optional tensors, options, threads, progress."""
 
@@ -65,10 +70,11 @@ class _Call(NamedTuple):
     threads: int
     progress: Any
     with_lse: bool
+    scalars: dict[str, Any]
 
 
 def _run_forward(q: Tensor, k: Tensor, v: Tensor, call: _Call) -> tuple[Tensor, Tensor]:
-    optional, options, layout, threads, progress, _ = call
+    optional, options, layout, threads, progress, *_ = call
     out, lse = _ops.new_out(q, v), _ops.new_lse(q, layout)
     _core.forward((q, k, v, out, lse, None, *optional), options, threads, progress)
     return out, lse
@@ -82,25 +88,36 @@ class _Saved(torch.autograd.Function):
                 sink: Tensor | None, call: _Call) -> Any:
         out, lse = _run_forward(q, k, v, call)
         ctx.save_for_backward(q, k, v, out, lse, *call.optional)
-        ctx.call = call[1:]
+        ctx.call = call._replace(optional=())
         if not call.with_lse:
             return out
         ctx.set_materialize_grads(False)
         return out, lse
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None = None) -> tuple[Any, ...]:
         q, k, v, out, lse, *optional = ctx.saved_tensors
-        dout = out.new_zeros(()).expand(out.shape) if dout is None else dout.resolve_neg()
-        dlse = None if dlse is None else dlse.resolve_neg()
+        if dout is None:
+            dout = out.new_zeros(()).expand(out.shape)
+        if torch.is_grad_enabled() or not _alone(dout, dout if dlse is None else dlse, out) \
+                or _is_batched(dout) or (dlse is not None and _is_batched(dlse)):
+            # Somebody looks on: a graph of the gradients is wanted, or many dout come at once.
+            return (*_operator_backward(ctx.needs_input_grad, ctx.call.scalars, dout, dlse,
+                                        *ctx.saved_tensors), None)
         bias = optional[_BIAS] if optional and ctx.needs_input_grad[3] else None
         sink = optional[_SINK] if optional else None
         gradients = _ops.new_gradients(q, k, v, bias, sink)
-        options, _, threads, progress, _ = ctx.call
+        _, options, _, threads, progress, *_ = ctx.call
         _core.backward((q, k, v, out, lse, None, *optional), (dout, *gradients[:3], dlse,
                        *gradients[3:]), options, threads, progress)
         return (*gradients, None)
+
+
+def _operator_backward(needs: Any, scalars: dict[str, Any], *tensors: Any) -> tuple[Any, ...]:
+    """dq, dk, dv, dbias, dsink by attentile::backward; None where nobody needs them."""
+    dq, dk, dv, dbias, dsink = _ops.backward(*tensors, needs_dbias=needs[3],
+                                             **_ops.scalars_of(scalars))
+    return dq, dk, dv, dbias if needs[3] else None, dsink if needs[4] else None
 
 
 @contextlib.contextmanager
@@ -129,14 +146,10 @@ class _Operator(torch.autograd.function._SingleLevelFunction):
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
-        q, k, v, out, lse, *optional = ctx.saved_tensors
         if dout is None:
-            dout = torch.zeros_like(out)
-        needs_dbias = ctx.needs_input_grad[3]
-        dq, dk, dv, dbias, dsink = _ops.backward(dout, dlse, q, k, v, out, lse, *optional,
-                                                 needs_dbias=needs_dbias, **ctx.scalars)
-        return (dq, dk, dv, dbias if needs_dbias else None,
-                dsink if ctx.needs_input_grad[4] else None, None)
+            dout = torch.zeros_like(ctx.saved_tensors[3])
+        return (*_operator_backward(ctx.needs_input_grad, ctx.scalars, dout, dlse,
+                                    *ctx.saved_tensors), None)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
@@ -259,6 +272,9 @@ def attention(
     optional, scalars = split(keywords) if keywords else ((), {})
     state = None
     if scalars.get("dropout_p", 0.0) and "dropout_seed" not in scalars:
+        if "dropout_offset" in scalars:
+            raise ValueError("dropout_offset: was given without dropout_seed, expected both or "
+                             "none: then both are drawn")
         state = draw_dropout_state()
     if not _alone(q, k, v) or forward_ad._current_level >= 0:
         if return_keep or progress is not None:
@@ -278,10 +294,12 @@ def attention(
     threads = torch.get_num_threads() if num_threads is None else num_threads
     bias = sink = None
     if optional:
-        optional = [t.resolve_neg() if isinstance(t, torch.Tensor) else t for t in optional]
+        _require_optional(optional)
+        optional = [None if t is None else t.resolve_neg() for t in optional]
         bias, sink = optional[_BIAS], optional[_SINK]
         _refuse_gradients(dict(zip(TENSORS, optional, strict=True)))
-    call = _Call(optional, options, scalars.get("layout", "bshd"), threads, progress, return_lse)
+    call = _Call(optional, options, scalars.get("layout", "bshd"), threads, progress, return_lse,
+                 scalars)
     try:
         result = _eager(q, k, v, bias, sink, call)
     except (RuntimeError, NotImplementedError):
@@ -324,9 +342,15 @@ def attention_backward(
 ) -> Gradients:
     """`attentile.attention_backward` on CPU tensors of torch."""
     optional, scalars = split(keywords)
+    if scalars.get("dropout_p", 0.0) and "dropout_seed" not in scalars:
+        raise ValueError("dropout_seed: is missing, expected that of the forward call")
     _require_tensors(dout=dout, q=q, k=k, v=v, out=out, lse=lse)
-    dout, q, k, v, out, lse = (t.resolve_neg() for t in (dout, q, k, v, out, lse))
-    optional = [t.resolve_neg() if isinstance(t, torch.Tensor) else t for t in optional]
+    _require_optional(optional)
+    if not _alone(dout, q, out) or not _alone(k, v, lse if dlse is None else dlse):
+        needs = [True] * 3 + [bool(optional) and optional[i] is not None for i in (_BIAS, _SINK)]
+        found = _operator_backward(needs, scalars, dout, dlse, q, k, v, out, lse, *optional)
+        return Gradients(*found)
+    optional = [None if t is None else t.resolve_neg() for t in optional]
     with torch.no_grad():
         bias, sink = (optional[_BIAS], optional[_SINK]) if optional else (None, None)
         dq, dk, dv, dbias, dsink = _ops.new_gradients(q, k, v, bias, sink)

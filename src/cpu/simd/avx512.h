@@ -203,12 +203,11 @@ template <class Isa>
   requires(Isa::kWide512)
 struct ShiftedExp<Isa, float> {
   using V = Vec<Isa, float>;
-  __m512 c, tail, least, low, high;
+  __m512 c, tail, low, high;
 
   explicit ShiftedExp(Exponent<float> exponent)
       : c(_mm512_set1_ps(exponent.hi)),
         tail(_mm512_set1_ps(exponent.lo)),
-        least(_mm512_set1_ps(exponent.least)),
         low(_mm512_load_ps(WeightExp<Isa, float>::kPowers.value)),
         high(_mm512_load_ps(WeightExp<Isa, float>::kPowers.value + 16)) {}
 
@@ -225,7 +224,7 @@ struct ShiftedExp<Isa, float> {
         _mm512_fmadd_ps(f, _mm512_set1_ps(0.240226507f), _mm512_set1_ps(0.693157345f));
     const __m512 q = _mm512_maskz_mul_ps(off, slope, f);
     const __m512 e = _mm512_sub_ps(n, row.whole.v);
-    const __mmask16 normal = _mm512_cmp_ps_mask(e, least, _CMP_NLT_UQ);
+    const __mmask16 normal = _mm512_cmp_ps_mask(e, _mm512_set1_ps(-150.0f), _CMP_NLT_UQ);
     const __m512 weight = _mm512_maskz_scalef_ps(normal, _mm512_fmadd_ps(power, q, power), e);
     return {_mm512_min_ps(_mm512_set1_ps(1.0f), weight)};
   }

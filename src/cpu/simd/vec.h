@@ -68,7 +68,6 @@ template <class Real>
 struct Exponent {
   Real hi = 0;
   Real lo = 0;
-  Real least = -150;  // backward pass: log2 of the least probability that is not taken for 0
 };
 
 // While one lives, results that would be subnormal become 0 at no cost; an x86 core takes two
@@ -212,10 +211,8 @@ struct ShiftedExp {
       const V n = V::round(V::fms(t, hi, row.fraction));
       const V f = V::fma(t, V::set1(c.lo), V::fms(t, hi, n) - row.fraction);
       const V kept = V::select_lt(row.snap, V::abs(f), f, f * zero);  // a product: NaN stays NaN
-      const V least = V::set1(c.least);
-      const V e = V::min(zero, n - row.whole);
-      const V weight = V::min(V::set1(1.0f), exp2_parts<Isa>(V::max(least, e), kept));
-      return V::select_lt(e, least, zero, weight);
+      const V e = V::max(V::set1(-200.0f), V::min(zero, n - row.whole));
+      return V::min(V::set1(1.0f), exp2_parts<Isa>(e, kept));
     }
   }
 };

@@ -118,7 +118,7 @@ def flash_attn_varlen_func(
     Args as of `flash_attn_func`, but
         q: [total_q, num_heads_q, head_dim]; k, v: [total_k, num_heads_kv, head_dim].
         cu_seqlens_q, cu_seqlens_k: int32 [batch + 1], where each sequence begins, from 0. Rows of q
-            after the last sequence are padding: out 0, lse -inf.
+            after the last sequence are padding: out 0, lse -inf (an error in a compiled graph).
         max_seqlen_q, max_seqlen_k: the longest sequence or more, int or 0-D tensor.
         block_table: int32 [batch, max_pages]; k and v are then pages [num_pages, page_size,
             num_heads_kv, head_dim], read in place, and cu_seqlens_k gives the lengths. Any

@@ -80,11 +80,10 @@ def _packed_heads(x: Tensor) -> Tensor:
 def _share_heads(k: Tensor, v: Tensor) -> bool:
     """Whether heads of a group are one in memory, by expand: then the library reads it once.
 
-    A leaf that wants a gradient needs it for each of its elements.
+    A tensor that takes part in a graph needs the gradient of each of its elements.
     """
     expanded = all(x.dim() > 3 and x.shape[-2] > 1 and x.stride(-2) == 0 for x in (k, v))
-    return expanded and not (torch.is_grad_enabled()
-                             and any(x.requires_grad and x.is_leaf for x in (k, v)))
+    return expanded and not (torch.is_grad_enabled() and any(x.requires_grad for x in (k, v)))
 
 
 def _one_head(x: Tensor) -> Tensor:
@@ -291,8 +290,13 @@ def memory_efficient_attention_partial(
     """(out, lse) over some of the keys: parts over disjoint keys go to `merge_attentions`.
 
     As `memory_efficient_attention_forward_requires_grad`, except that output_dtype defaults to
-    float32 (float64 for float64), so that parts are merged unrounded. Without gradients.
+    float32 (float64 for float64), so that parts are merged unrounded. Without gradients: inputs
+    that require one are refused (UnsupportedError) unless torch.no_grad() says that none is wanted.
     """
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        if torch.is_grad_enabled() and getattr(x, "requires_grad", False):
+            raise UnsupportedError(f"{name}: requires a gradient, expected none: parts are not "
+                                   "differentiable")
     if output_dtype is None and getattr(query, "dtype", None) in _DTYPES:
         output_dtype = torch.promote_types(query.dtype, torch.float32)
     return memory_efficient_attention_forward_requires_grad(
