@@ -132,6 +132,19 @@ def test_models_with_layers_of_their_own_are_refused() -> None:
     assert model.config._attn_implementation == hf.NAME
 
 
+def test_the_mask_itself_stops_layers_that_add_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind the guard: were BigBirdPegasus accepted, its encoder would raise, not go wrong."""
+    name = transformers.BigBirdPegasusModel.__module__
+    monkeypatch.setitem(_guard._read, name, ())
+    model = transformers.BigBirdPegasusModel(transformers.BigBirdPegasusConfig(
+        **hf_models._WIDE, vocab_size=hf_models.VOCAB, max_position_embeddings=64,
+        attention_type="original_full"))
+    ids = hf_models.make_batch("bert")["input_ids"]
+    with pytest.raises(UnsupportedError, match="attention mask: was in arithmetic"):
+        hf.verify(model, {"input_ids": ids, "decoder_input_ids": ids,
+                          "attention_mask": hf_models.padding("right")})
+
+
 class OwnConfig(transformers.BloomConfig):
     model_type = "own-bloom"
 
@@ -232,6 +245,14 @@ def test_implementations_of_parts_are_put_back() -> None:
     decoder.set_attn_implementation("sdpa")
     hf.side_by_side(decoder, torch.randint(3, 90, (1, 20)), new_tokens=2, rounds=1)
     assert decoder.config._attn_implementation == "sdpa"
+
+
+def test_verify_of_a_model_that_draws_numbers() -> None:
+    """ViTMAE drops patches by chance: both runs must drop the same."""
+    model = transformers.ViTMAEModel(transformers.ViTMAEConfig(**hf_models._VISION)).eval()
+    state = torch.get_rng_state()
+    assert hf.verify(model).calls == 2
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_layers_of_other_threads_are_not_counted() -> None:

@@ -24,8 +24,8 @@ the past. Write `attn_implementation="attentile"` as above. Names with "flash" i
 packages that need a GPU.
 
 Models whose code computes attention by itself (94 files of Transformers 5.23, among them BLOOM,
-CodeGen, GPT-J, Falcon, DeBERTa), or does in some layers (BigBirdPegasus, Informer with "prob"), are
-refused with UnsupportedError when they are built; so are classes made of them.
+CodeGen, GPT-J, Falcon, DeBERTa), or does in some layers (BigBirdPegasus, PP-DocLayoutV2, Informer
+with "prob"), are refused with UnsupportedError when they are built; so are classes made of them.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 
 Transformers 5.23 has 94 such modelling files among 441. Some accept any name, ignore it, and lose
 their masks (CodeGen, BLOOM, XGLM, RoFormer): wrong logits without a word. In other files some
-layers ask and others do not (BigBirdPegasus, Informer).
+layers ask and others do not (BigBirdPegasus, PP-DocLayoutV2, Informer with "prob").
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _ASKS = "ALL_ATTENTION_FUNCTIONS.get_interface("
 # where they are looked up by name (GIT).
 _HARMLESS = re.compile(
     r"\w+MultiscaleDeformableAttention|\w+MHAttentionMap|ClapAudioSelfAttention|GitSelfAttention|"
-    r"EsmFold2RowAttentionPooling|Gemma4AudioAttention|LongT5TransientGlobalAttention|"
-    r"PegasusXGlobalLocalAttention")
+    r"EsmFold2RowAttentionPooling|EvollaSequenceAlignerCrossAttention|Gemma4AudioAttention|"
+    r"LongT5TransientGlobalAttention|PegasusXGlobalLocalAttention")
 # Layers that a model has only if its configuration says so: attribute and value.
 _CHOSEN = {"InformerProbSparseAttention": ("attention_type", "prob")}
 _read: dict[str, tuple[str, ...]] = {}  # answers from source that was read, by module

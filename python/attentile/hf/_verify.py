@@ -106,7 +106,9 @@ def _tree(config: Any) -> list[Any]:
 
 def _run(model: Any, name: str, batch: dict[str, Any]) -> dict[str, Tensor]:
     model.set_attn_implementation(name)
-    result = model(**batch)
+    with torch.random.fork_rng(devices=[]):  # for models that draw numbers, as ViTMAE
+        torch.manual_seed(0)
+        result = model(**batch)
     found = result.items() if hasattr(result, "items") else [("output", result)]
     return {key: value for key, value in found
             if isinstance(value, torch.Tensor) and value.is_floating_point()}
