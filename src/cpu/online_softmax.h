@@ -99,7 +99,7 @@ template <class Isa, class Real>
   };
   bool left_out = false;
   if (tile.partial == nullptr && tile.s != tile.weights) {
-    const SubnormalsAreZero<Isa> zeros;
+    const SubnormalsAreZero<Isa, Real> zeros;
     weigh();
     left_out = zeros.dropped();
   } else {
@@ -162,7 +162,7 @@ inline uint64_t online_softmax(const Panel<Real>& panel, const WeightTile<Real>&
   for (int i = 0; i < panel.lanes; i += kLanes) {
     const uint64_t bit = left_out_bit(panel, i);
     if (may_be_right) {
-      const SubnormalsAreZero<Isa> zeros;
+      const SubnormalsAreZero<Isa, Real> zeros;
       if (weigh_at_once<Isa, Real>(panel, tile, i, exp)) {
         if (zeros.dropped()) left_out |= bit;
         continue;

@@ -33,6 +33,26 @@ TEST(SubnormalWeight, BesideALargeValueCounts) {
   }
 }
 
+TEST(SubnormalWeight, BesideALargeValueCountsInFloat64) {
+  for (int64_t queries : {1, 17}) {
+    Case c = forward_case();
+    c.dtype = DType::kFloat64;
+    c.seqlen_q = queries;
+    c.seqlen_k = 64;
+    Values values = with_logits(c, [](int64_t j) { return j == 0 ? 0.0 : -715.0; });
+    values.v.fill(1e305);
+    for (int64_t b = 0; b < c.batch; ++b) {
+      for (int64_t h = 0; h < c.num_heads_kv; ++h) {
+        for (int64_t d = 0; d < c.head_dim_v; ++d) values.v.put(0.0, b, 0, h, d);
+      }
+    }
+    for_each_target([&](const Target& target) {
+      const Results results = run_call(c, values, target);
+      EXPECT_GT(results.out.at(0, queries - 1, 0, 0), 0.0);
+    });
+  }
+}
+
 // An infinite value spoils its column; whether it does so beside subnormal weights or not, the
 // columns beside it keep their bits.
 TEST(SubnormalWeight, BesideAnInfiniteValue) {

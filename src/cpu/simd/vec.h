@@ -72,18 +72,23 @@ struct Exponent {
 
 // While one lives, results that would be subnormal become 0 at no cost; an x86 core takes two
 // hundred multiply-adds' time to make such a number, and again to multiply it. dropped(): it
-// happened. Elsewhere subnormal numbers cost nothing, and nothing happens.
-template <class Isa>
+// happened. Elsewhere subnormal numbers cost nothing, and nothing happens; nor in float64, whose
+// weights are never computed apart.
+template <class Isa, class Real>
 class SubnormalsAreZero {
  public:
 #if defined(__SSE__)
   SubnormalsAreZero() {
+    if constexpr (sizeof(Real) == 8) return;
     asm volatile("stmxcsr %0" : "=m"(before_)::"memory");
     const uint32_t flush = (before_ | kFlushToZero) & ~kUnderflow;
     asm volatile("ldmxcsr %0" ::"m"(flush) : "memory");
   }
-  ~SubnormalsAreZero() { asm volatile("ldmxcsr %0" ::"m"(before_) : "memory"); }
+  ~SubnormalsAreZero() {
+    if constexpr (sizeof(Real) == 4) asm volatile("ldmxcsr %0" ::"m"(before_) : "memory");
+  }
   bool dropped() const {
+    if constexpr (sizeof(Real) == 8) return false;
     uint32_t now;
     asm volatile("stmxcsr %0" : "=m"(now)::"memory");
     return (now & kUnderflow) != 0;
@@ -91,7 +96,7 @@ class SubnormalsAreZero {
 
  private:
   static constexpr uint32_t kFlushToZero = 1u << 15, kUnderflow = 1u << 4;
-  uint32_t before_;
+  uint32_t before_ = 0;
 #else
   SubnormalsAreZero() {}  // NOLINT(modernize-use-equals-default): else it were unused
   bool dropped() const { return false; }
