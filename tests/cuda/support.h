@@ -4,6 +4,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cstring>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -62,6 +64,13 @@ struct Kernel {
   static void run(const Params& params, SharedAddress arena) { kFunction(params, arena); }
 };
 
+inline std::vector<uint32_t> random_words(size_t count) {
+  std::mt19937 random(11);
+  std::vector<uint32_t> words(count);
+  for (uint32_t& word : words) word = static_cast<uint32_t>(random());
+  return words;
+}
+
 struct Words {
   uint32_t* out;
   const uint32_t* in;
@@ -70,10 +79,10 @@ struct Words {
 
 // One block over an output (uninitialised) and an input (read-only) of words.
 template <int kBlockThreads, void (*kFunction)(const Words&, SharedAddress)>
-struct Run {
-  explicit Run(const std::vector<uint32_t>& input = std::vector<uint32_t>(64),
-               const Options& options = {}, int argument = 0, size_t outputs = 1024,
-               uint32_t shared_bytes = 4096)
+struct OneBlock {
+  explicit OneBlock(const std::vector<uint32_t>& input = std::vector<uint32_t>(64),
+                    const Options& options = {}, int argument = 0, size_t outputs = 1024,
+                    uint32_t shared_bytes = 4096)
       : device(options),
         out(device, outputs, {.name = "out", .initialised = false}),
         in(device, input.size(), {.name = "in", .writable = false}) {
@@ -86,5 +95,32 @@ struct Run {
   Buffer<uint32_t> in;
   Report report;
 };
+
+// The finding, if the kernel has one of that class and nothing else.
+template <class R>
+const Finding* only(const R& run, Fault fault) {
+  EXPECT_EQ(run.report.findings.size(), 1u) << run.report.text();
+  static const Finding kNothing;
+  const Finding* finding = run.report.find(fault);
+  EXPECT_NE(finding, nullptr) << run.report.text();
+  if (finding == nullptr) return &kNothing;
+  if (fault != Fault::kDeadlock) {
+    EXPECT_NE(finding->where.file.find("_test.cc"), std::string::npos);
+  }
+  return finding;
+}
+template <class R>
+void clean(const R& run) {
+  EXPECT_TRUE(run.report.clean()) << run.report.text();
+}
+
+// `blocks` blocks over 256 words of zeros.
+template <class K>
+Report run_blocks(uint32_t blocks, int argument, const Options& options) {
+  Device device(options);
+  Buffer<uint32_t> out(device, 256, {.name = "out"});
+  std::memset(out.data(), 0, 1024);
+  return device.launch<K>({blocks}, 1024, {out.data(), nullptr, argument});
+}
 
 }  // namespace attentile::cuda::test

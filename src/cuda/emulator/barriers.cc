@@ -80,6 +80,11 @@ bool Machine::arrive_at_barrier(Warp& warp, const Request& request) {
                   .where = request.site,
                   .other = barrier.site,
                   .other_thread = barrier.first_thread};
+  if (barrier.last_expected != 0 && barrier.last_expected != threads && options.strict &&
+      report(self, what)) {
+    describe("barrier " + std::to_string(id) + ": " + std::to_string(threads) + " threads, " +
+             std::to_string(barrier.last_expected) + " in the phase before: one id, two roles");
+  }
   if (barrier.expected != threads) {
     report(self, what);
     describe("barrier " + std::to_string(id) + ": " + std::to_string(threads) + " threads here, " +
@@ -114,17 +119,29 @@ bool Machine::arrive_at_barrier(Warp& warp, const Request& request) {
     other.runnable = kFullWarp;
   }
   barrier = Barrier{};
+  barrier.last_expected = threads;
   return true;
+}
+
+// What a block leaves behind when its last thread exits.
+void Machine::check_barriers(const Thread& last) {
+  for (uint32_t id = 0; id < std::size(last.block->barriers) && options.strict; ++id) {
+    const Barrier& barrier = last.block->barriers[id];
+    if (barrier.expected == 0 ||
+        !report(last, {.fault = Fault::kBarrierUnfinished, .where = barrier.site})) {
+      continue;
+    }
+    describe("barrier " + std::to_string(id) + ": " + std::to_string(barrier.arrived) + " of " +
+             std::to_string(barrier.expected) + " threads arrived, and nobody waits");
+  }
 }
 
 namespace {
 
 void barrier(Opcode opcode, uint32_t id, uint32_t threads, Site site) {
   Thread& self = *current;
-  Request request{.opcode = opcode, .site = self.machine->site_id(site)};
-  request.operand[0] = id;
-  request.operand[1] = threads;
-  self.machine->collective(self, request);
+  self.request.set(opcode, self.machine->site_id(site), id, threads);
+  self.machine->collective(self);
 }
 
 }  // namespace

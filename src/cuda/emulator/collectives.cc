@@ -171,6 +171,25 @@ bool Machine::perform(Warp& warp) {
   return true;
 }
 
+namespace {
+
+struct Operands {
+  uint32_t first = 0;
+  uint32_t second = 0;
+};
+struct LanePart {
+  uint32_t value;
+  void* data;
+};
+void join(Thread& self, Opcode opcode, SiteId site, Operands operands, LanePart part) {
+  self.request.set(opcode, site, operands.first, operands.second);
+  self.request.value = part.value;
+  self.request.data = part.data;
+  self.machine->collective(self);
+}
+
+}  // namespace
+
 uint32_t shfl(Shuffle kind, uint32_t value, uint32_t operand, Site site) {
   Thread& self = *current;
   const SiteId line = self.machine->site_id(site);
@@ -179,55 +198,41 @@ uint32_t shfl(Shuffle kind, uint32_t value, uint32_t operand, Site site) {
     self.machine->describe("shfl with " + std::to_string(operand) + ", expected less than 32");
   }
   uint32_t result = operand;
-  self.machine->collective(self,
-                           {Opcode::kShfl, line, {static_cast<uint32_t>(kind), 0}, value, &result});
+  join(self, Opcode::kShfl, line, {static_cast<uint32_t>(kind), 0}, {value, &result});
   return result;
 }
 
 uint32_t ballot(bool predicate, Site site) {
   Thread& self = *current;
   uint32_t result = 0;
-  self.machine->collective(
-      self, {Opcode::kBallot, self.machine->site_id(site), {0, 0}, predicate ? 1u : 0u, &result});
+  join(self, Opcode::kBallot, self.machine->site_id(site), {}, {predicate ? 1u : 0u, &result});
   return result;
 }
 
 uint32_t redux(Reduction kind, uint32_t value, Site site) {
   Thread& self = *current;
   uint32_t result = 0;
-  self.machine->collective(self, {Opcode::kRedux,
-                                  self.machine->site_id(site),
-                                  {static_cast<uint32_t>(kind), 0},
-                                  value,
-                                  &result});
+  join(self, Opcode::kRedux, self.machine->site_id(site), {static_cast<uint32_t>(kind), 0},
+       {value, &result});
   return result;
 }
 
 void ldmatrix(uint32_t row, MatrixKind kind, uint32_t* registers, Site site) {
   Thread& self = *current;
-  self.machine->collective(self, {Opcode::kLdmatrix,
-                                  self.machine->site_id(site),
-                                  {static_cast<uint32_t>(kind.count), kind.trans ? 1u : 0u},
-                                  row,
-                                  registers});
+  join(self, Opcode::kLdmatrix, self.machine->site_id(site),
+       {static_cast<uint32_t>(kind.count), kind.trans ? 1u : 0u}, {row, registers});
 }
 
 void stmatrix(uint32_t row, int count, const uint32_t* registers, Site site) {
   Thread& self = *current;
-  self.machine->collective(self, {Opcode::kStmatrix,
-                                  self.machine->site_id(site),
-                                  {static_cast<uint32_t>(count), 0},
-                                  row,
-                                  const_cast<uint32_t*>(registers)});
+  join(self, Opcode::kStmatrix, self.machine->site_id(site), {static_cast<uint32_t>(count), 0},
+       {row, const_cast<uint32_t*>(registers)});
 }
 
 void mma(MmaInput input, MmaRegisters registers, Site site) {
   Thread& self = *current;
-  self.machine->collective(self, {Opcode::kMma,
-                                  self.machine->site_id(site),
-                                  {static_cast<uint32_t>(input), 0},
-                                  0,
-                                  &registers});
+  join(self, Opcode::kMma, self.machine->site_id(site), {static_cast<uint32_t>(input), 0},
+       {0, &registers});
 }
 
 }  // namespace attentile::cuda::emulator

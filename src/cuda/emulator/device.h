@@ -74,6 +74,7 @@ class Device {
   template <class Kernel>
   Report launch(Dim3 grid, uint32_t shared_bytes, const typename Kernel::Params& params) {
     using Params = typename Kernel::Params;
+    static_assert(Kernel::kThreads % kWarpSize == 0 && Kernel::kThreads <= 1024);
     return run(
         {grid, Kernel::kThreads, shared_bytes},
         [](const void* raw, SharedAddress arena) {

@@ -32,7 +32,8 @@ Report Machine::run(const LaunchShape& given, Entry entry, const void* params) {
   random_ = options.seed;
   given_up_ = false;
   instructions_ = switches_ = polls_ = last_instructions_ = 0;
-  cursor_ = admitted_ = 0;
+  cursor_ = SIZE_MAX;  // the first turn is warp 0's
+  admitted_ = 0;
   warps_.clear();
 
   order_.resize(size_t{shape.grid.x} * shape.grid.y * shape.grid.z);
@@ -128,7 +129,8 @@ void Machine::exit_thread(Thread& self) {
     give_up(self);
   }
   if (warp.exited == kFullWarp) flush_accesses(warp);
-  Thread* next = --self.block->live == 0 ? nullptr : pick(&warp);
+  if (--self.block->live == 0) check_barriers(self);
+  Thread* next = self.block->live == 0 ? nullptr : pick(&warp);
   ++switches_;
   if (next == nullptr) {
     leave_fiber(self.fiber, main_);
@@ -219,17 +221,20 @@ bool Machine::wants_other_warp(Warp& warp) {
   switch (options.schedule) {
     case Schedule::kRoundRobin: return warp.steps % 4 == 0;
     case Schedule::kRandom: return next_random() % 4 == 0;
-    case Schedule::kMostDelayedFirst: return warp.steps % 8 == 0;
+    case Schedule::kMostDelayedFirst:
+      return warp.steps % 8 == 0 && std::any_of(warps_.begin(), warps_.end(), [&](Warp* other) {
+               return other->runnable != 0 && other->steps < warp.steps;
+             });
     case Schedule::kFurthestFirst: return false;
   }
   return false;
 }
 
-void Machine::collective(Thread& self, const Request& request) {
+void Machine::collective(Thread& self) {
+  const Request& request = self.request;
   count_instruction(self, request.site);
   Warp& warp = *self.warp;
   const uint32_t bit = 1u << self.lane;
-  self.request = request;
   if (warp.arrived != 0) {
     const Request& first = warp.lanes[__builtin_ctz(warp.arrived)].request;
     if (first.opcode != request.opcode || first.site != request.site ||

@@ -44,13 +44,21 @@ enum class Opcode : uint8_t {
   kMma,
 };
 
-// One lane's part of a collective. `operand` is the same in all lanes where uniform() says so.
+// One lane's part of a collective. Opcode, site and operands are the same in all lanes.
 struct Request {
   Opcode opcode = Opcode::kWarpSync;
   SiteId site = 0;
   uint32_t operand[2] = {0, 0};
   uint32_t value = 0;    // the lane's input: address, value, predicate
   void* data = nullptr;  // the lane's registers
+
+  // Written in place: a copy would wait for the stores before it.
+  void set(Opcode code, SiteId line, uint32_t first, uint32_t second) {
+    opcode = code;
+    site = line;
+    operand[0] = first;
+    operand[1] = second;
+  }
 };
 
 enum class Traffic : uint8_t { kSharedLoad, kSharedStore, kGlobalLoad, kGlobalStore };
@@ -114,6 +122,7 @@ struct Barrier {
   uint32_t waiting = 0;   // warps
   SiteId site = 0;        // of the first arrival
   uint32_t first_thread = 0;
+  uint32_t last_expected = 0;  // of the phase before
   Clock clock;
 };
 
@@ -137,7 +146,8 @@ class Machine {
 
   // --- for the instructions
   SiteId site_id(Site site);
-  void collective(Thread& self, const Request& request);
+  // Joins the collective that self.request describes.
+  void collective(Thread& self);
   void poll(Thread& self);
   void count_instruction(Thread& self, SiteId site);
   Counters& counters(SiteId site) { return sites_[site].counters; }
@@ -202,6 +212,7 @@ class Machine {
   Thread* pick_lane(Warp& warp);
   bool perform(Warp& warp);
   bool arrive_at_barrier(Warp& warp, const Request& request);
+  void check_barriers(const Thread& last);
   void report_divergence(Thread& self, Warp& warp);
   void report_deadlock();
   std::string waiting_text() const;

@@ -44,6 +44,7 @@ const char* name_of(Fault fault) {
     case Fault::kInvalidOperand: return "Invalid operand";
     case Fault::kBarrierMismatch: return "Barrier with different thread counts";
     case Fault::kBarrierReentered: return "Barrier entered twice in one phase";
+    case Fault::kBarrierUnfinished: return "Barrier left in the middle of a phase";
     case Fault::kDivergentBarrier: return "Block barrier reached on different lines";
     case Fault::kDeadlock: return "Deadlock";
     case Fault::kEndlessLoop: return "Endless loop";

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a launch in the emulator found and counted: findings, each once with the number of times it
-// occurred, and counters in total and per line of the kernel.
+// occurred (in memory: of 4-byte words), and counters in total and per line of the kernel.
 #pragma once
 
 #include <cstdint>
@@ -19,15 +19,16 @@ enum class Fault {
   kReadAfterWrite,  // a race: the write is not ordered before the read
   kWriteAfterRead,
   kWriteAfterWrite,
-  kInFlight,          // touches the destination of a cp.async that nobody waited for
-  kNeverWaited,       // a thread exits with copies in flight
-  kReadOnlyWritten,   // a write to memory registered as read-only
-  kReadOnlyLoad,      // ld.global.nc of bytes written in this launch
-  kDivergence,        // lanes of a warp at different collectives
-  kInvalidOperand,    // barrier id, thread count, lane, copy size
-  kBarrierMismatch,   // participants of a barrier disagree on its thread count
-  kBarrierReentered,  // a warp arrives twice in one phase
-  kDivergentBarrier,  // bar_sync() reached on different lines by different warps
+  kInFlight,           // touches the destination of a cp.async that nobody waited for
+  kNeverWaited,        // a thread exits with copies in flight
+  kReadOnlyWritten,    // a write to memory registered as read-only
+  kReadOnlyLoad,       // ld.global.nc of bytes written in this launch
+  kDivergence,         // lanes of a warp at different collectives
+  kInvalidOperand,     // barrier id, thread count, lane, copy size
+  kBarrierMismatch,    // the thread count differs among participants or phases
+  kBarrierReentered,   // a warp arrives twice in one phase
+  kBarrierUnfinished,  // the block ends in the middle of a phase
+  kDivergentBarrier,   // bar_sync() reached on different lines by different warps
   kDeadlock,
   kEndlessLoop,
 };
