@@ -73,11 +73,11 @@ void perform_ldmatrix(Machine& machine, Warp& warp, const Request& request) {
     }
     count_matrix(machine, warp, j);
     for (int lane = 0; lane < kWarpSize; ++lane) {
-      const int g = lane / 4;
-      const int t = lane % 4;
+      const int row = lane / 4;
+      const int pair = lane % 4 * 2;
       const bool trans = request.operand[1] != 0;
-      const uint32_t low = trans ? element[2 * t][g] : element[g][2 * t];
-      const uint32_t high = trans ? element[2 * t + 1][g] : element[g][2 * t + 1];
+      const uint32_t low = trans ? element[pair][row] : element[row][pair];
+      const uint32_t high = trans ? element[pair + 1][row] : element[row][pair + 1];
       static_cast<uint32_t*>(warp.lanes[lane].request.data)[j] = low | high << 16;
     }
   }

@@ -43,7 +43,7 @@ struct Options {
   // Strict: only bar.warp.sync and barriers order the lanes of a warp, and bar_sync() is one line.
   bool strict = true;
   uint64_t max_instructions = 20'000'000'000;  // of a launch, against endless loops
-  size_t stack_bytes = 256 * 1024;             // per thread, touched on demand
+  size_t stack_bytes = size_t{256} << 10;      // per thread, touched on demand
 };
 
 struct Region {

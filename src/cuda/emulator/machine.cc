@@ -310,6 +310,7 @@ SiteId Machine::site_id(Site site) {
 bool Machine::report(const Thread& self, const Occurrence& what) {
   const auto [entry, is_new] =
       seen_.try_emplace({what.fault, what.where, what.other}, report_.findings.size());
+  reported_ = entry->second;
   if (!is_new) {
     ++report_.findings[entry->second].count;
     return false;

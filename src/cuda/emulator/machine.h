@@ -162,9 +162,9 @@ class Machine {
     uint32_t bytes = 0;
     uint32_t other_thread = 0;  // number in the launch
   };
-  // True when this is the first, so that the caller may describe() it.
+  // True when this is the first. describe() adds a sentence to what was reported last.
   bool report(const Thread& self, const Occurrence& occurrence);
-  void describe(const std::string& sentence) { report_.findings.back().detail = sentence; }
+  void describe(const std::string& sentence) { report_.findings[reported_].detail = sentence; }
   [[noreturn]] void give_up(Thread& self);
 
   bool ordered(const Thread& self, uint32_t other, uint32_t epoch) const;
@@ -246,6 +246,7 @@ class Machine {
   SiteCache site_cache_[1024];
   std::map<std::tuple<Fault, SiteId, SiteId>, size_t> seen_;
   Report report_;
+  size_t reported_ = 0;  // index of the finding
 };
 
 // The thread that runs now; null outside a launch.
