@@ -77,4 +77,41 @@ struct BandMask {
   }
 };
 
+// The same band where sizes are below 2^31 - 1: two sums of 32 bits, for kernels whose registers
+// are few. A shift saturates where no query and key come near enough to tell.
+struct NarrowBand {
+  int32_t seqlen_k = 0;
+  int32_t lo_shift = 0;  // query i sees keys from i + lo_shift on
+  int32_t hi_shift = 0;  // and before i + hi_shift
+
+  [[gnu::always_inline]] constexpr int32_t lo(int32_t i) const { return clamp(i, lo_shift); }
+  [[gnu::always_inline]] constexpr int32_t hi(int32_t i) const { return clamp(i, hi_shift); }
+
+  // Of the tile queries [q_begin, q_end) x keys [k_begin, k_end); none of the ranges is empty.
+  [[gnu::always_inline]] constexpr TileClass classify(int32_t q_begin, int32_t q_end,
+                                                      int32_t k_begin, int32_t k_end) const {
+    if (k_end <= lo(q_begin) || k_begin >= hi(q_end - 1)) return TileClass::kHidden;
+    const bool full = k_begin >= lo(q_end - 1) && k_end <= hi(q_begin);
+    return full ? TileClass::kFull : TileClass::kPartial;
+  }
+
+ private:
+  [[gnu::always_inline]] constexpr int32_t clamp(int32_t i, int32_t shift) const {
+    return static_cast<int32_t>(clamp64(int64_t{i} + shift, 0, seqlen_k));
+  }
+};
+
+[[gnu::always_inline]] constexpr NarrowBand narrow(const BandMask& band) {
+  constexpr int64_t kLeast = -(int64_t{1} << 31);
+  constexpr int64_t kMost = (int64_t{1} << 31) - 1;
+  const __int128 lo = static_cast<__int128>(band.offset) - band.window_left;
+  const __int128 hi = static_cast<__int128>(band.offset) + band.window_right + 1;
+  const auto saturate = [](__int128 x) {
+    return static_cast<int32_t>(x < kLeast ? kLeast : x > kMost ? kMost : static_cast<int64_t>(x));
+  };
+  return {.seqlen_k = static_cast<int32_t>(band.seqlen_k),
+          .lo_shift = band.window_left == kUnbounded ? static_cast<int32_t>(kLeast) : saturate(lo),
+          .hi_shift = band.window_right == kUnbounded ? static_cast<int32_t>(kMost) : saturate(hi)};
+}
+
 }  // namespace attentile

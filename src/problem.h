@@ -57,6 +57,7 @@ struct Problem {
   int64_t head_dim_v = 0;
   int64_t total_q = 0;       // rows of q over the batch
   int64_t total_k = 0;       // rows of k over the batch
+  int64_t batch_k = 0;       // first dimension of k and v: batch, cache rows or pages; packed: 1
   int64_t max_seqlen_q = 0;  // longest sequence
   int64_t max_seqlen_k = 0;
 

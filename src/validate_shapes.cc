@@ -106,6 +106,7 @@ Status check_k_v(Call* call) {
     status = expect_shape(v, {{"total_k", n[0], "k"}, {"num_heads_kv", n[1], "k"}, {"head_dim_v"}});
     if (!status.ok()) return status;
     p.total_k = n[0];
+    p.batch_k = 1;
     p.k = make_array(view, {-1, 0, 1, 2});
     p.v = make_array(view_v, {-1, 0, 1, 2});
   } else {
@@ -119,6 +120,7 @@ Status check_k_v(Call* call) {
         v,
         {{rows.label, n[0], "k"}, {keys, n[1], "k"}, {"num_heads_kv", n[2], "k"}, {"head_dim_v"}});
     if (!status.ok()) return status;
+    p.batch_k = n[0];
     p.max_seqlen_k = n[1];
     p.k = make_array(view, {0, 1, 2, 3});
     p.v = make_array(view_v, {0, 1, 2, 3});

@@ -78,6 +78,13 @@ std::string cell_name(const Case& c, const Cell& cell) {
          "/isa=" + attentile::to_string(cell.isa);
 }
 
+// Runs that cell alone.
+std::string command_of(const Cell& cell, const std::string& name) {
+  if (cell.entry != Entry::kEmulator) return "attentile verify --filter " + name;
+  return "ATTENTILE_FILTER=" + name +
+         " build/release/tests/attentile_cuda_tests --gtest_filter='ForwardTable.*'";
+}
+
 // What differs from cell to cell, but not from run to run.
 uint64_t layout_seed_of(const Case& c, const Cell& cell) {
   const uint64_t at = static_cast<uint64_t>(cell.entry) * 64 +
@@ -160,8 +167,9 @@ class Table {
   }
 
   // False: stop.
-  bool run_case(const Case& c) {
+  bool run_case(Case c) {
     if (!accepts_case(filter_, c)) return true;
+    if (options_.forward_only) c.backward = c.dlse = c.dbias = c.dsink = false;
     const std::vector<Cell> cells = cells_of(c);
     if (cells.empty()) return true;
     ++summary_.cases;
@@ -265,6 +273,7 @@ class Table {
       case Entry::kCpp: return run_cpp(c, oracle, cell, seed);
       case Entry::kC: return run_c(c, oracle, cell, seed);
       case Entry::kCli: return run_cli(c, oracle, cell, seed, options_.cli_path);
+      case Entry::kEmulator: return options_.emulator(c, oracle, cell, seed);
     }
     return {};
   }
@@ -272,8 +281,7 @@ class Table {
   void fail(const Case& c, const Cell& cell, const std::string& what) {
     ++summary_.failed;
     const std::string name = cell_name(c, cell);
-    summary_.failures.push_back(
-        {name, what + " (" + describe(c) + ")", "attentile verify --filter " + name});
+    summary_.failures.push_back({name, what + " (" + describe(c) + ")", command_of(cell, name)});
   }
 
   Options options_;
@@ -291,6 +299,7 @@ const char* to_string(Entry entry) {
     case Entry::kCpp: return "cpp";
     case Entry::kC: return "c";
     case Entry::kCli: return "cli";
+    case Entry::kEmulator: return "emulator";
   }
   return "unknown";
 }

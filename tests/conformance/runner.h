@@ -14,9 +14,13 @@
 
 namespace attentile::conformance {
 
-enum class Entry { kCpp, kC, kCli };
+enum class Entry { kCpp, kC, kCli, kEmulator };
 
 const char* to_string(Entry entry);
+
+struct Case;
+struct Oracle;
+struct EntryResult;
 
 // One cell's coordinates besides its case.
 struct Cell {
@@ -24,6 +28,10 @@ struct Cell {
   Algorithm algorithm = Algorithm::kFlash2;
   Isa isa = Isa::kScalar;
 };
+
+// Runs one cell; layout_seed as of the functions of entry.h.
+using EntryFunction = EntryResult (*)(const Case& c, const Oracle& oracle, const Cell& cell,
+                                      uint64_t layout_seed);
 
 struct Options {
   // Cells of generated cases to run; those of the hand-written cases come first and on top. A count
@@ -35,12 +43,14 @@ struct Options {
   bool generated = true;  // the generated ones
   bool product = false;   // every entry x algorithm x ISA of each case, else a sample of them
   bool dry = false;       // count the cells that would run, run none
-  // key=value pairs joined by '/': case (a seed or a name), entry (cpp, c, cli), algorithm, isa,
-  // dtype, tier. With a filter every matching cell runs, sampled or not.
+  // key=value pairs joined by '/': case (a seed or a name), entry (cpp, c, cli, emulator),
+  // algorithm, isa, dtype, tier. With a filter every matching cell runs, sampled or not.
   std::string filter;
   std::vector<Isa> isas;              // empty: all that this machine has
   std::vector<Algorithm> algorithms;  // empty: standard, flash1, flash2
-  std::vector<Entry> entries;         // empty: all (cli only with cli_path)
+  std::vector<Entry> entries;         // empty: cpp, c and, with cli_path, cli
+  EntryFunction emulator = nullptr;   // runs entry=emulator, in programs that hold the emulator
+  bool forward_only = false;          // cases without their backward pass
   std::string cli_path;               // the attentile binary that entry=cli cells start
   int64_t max_failures = 20;          // stop after so many failed cells; 0: never
 };

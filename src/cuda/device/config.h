@@ -10,10 +10,12 @@
 #define ATTENTILE_PTX 1
 #define ATTENTILE_DEVICE __device__ __forceinline__
 #define ATTENTILE_UNROLL _Pragma("unroll")
+#define ATTENTILE_ROLL _Pragma("unroll 1")
 #else
 #define ATTENTILE_PTX 0
 #define ATTENTILE_DEVICE [[gnu::always_inline]] inline
 #define ATTENTILE_UNROLL
+#define ATTENTILE_ROLL
 #endif
 
 namespace attentile::cuda {

@@ -54,4 +54,16 @@ ATTENTILE_DEVICE uint32_t warp_idx() {
 #endif
 }
 
+// The same value, but the compiler knows nothing of it: what a loop computes from it, it computes
+// in every iteration, instead of keeping it in registers all along.
+ATTENTILE_DEVICE uint32_t opaque(uint32_t value) {
+#if ATTENTILE_PTX
+  asm volatile("" : "+r"(value));
+#endif
+  return value;
+}
+ATTENTILE_DEVICE int32_t opaque(int32_t value) {
+  return static_cast<int32_t>(opaque(static_cast<uint32_t>(value)));
+}
+
 }  // namespace attentile::cuda

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+// The forward pass on the emulated GPU: the kernel table, compiled for the host.
+#include "cuda/emulator/forward.h"
+
+#include "cuda/forward_kernels.h"
+#include "cuda/make_params.h"
+
+namespace attentile::cuda::emulator {
+
+Status run_forward(Device& device, const Problem& problem, Report* report) {
+  if (Status status = check_forward(problem); !status.ok()) return status;
+  const ForwardParams params = make_forward_params(problem);
+  const Report result = with_forward_kernel(problem.dtype, params, [&]<class Kernel>() {
+    const uint32_t blocks = static_cast<uint32_t>(forward_blocks<Kernel>(params));
+    if (blocks == 0) {
+      Report nothing;
+      nothing.completed = true;
+      return nothing;
+    }
+    return device.launch<Kernel>({blocks}, Kernel::kSharedBytes, params);
+  });
+  if (report != nullptr) *report = result;
+  if (result.clean()) return Status();
+  return Status(StatusCode::kInternal, "emulator: the launch was not clean\n" + result.text());
+}
+
+}  // namespace attentile::cuda::emulator

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+// ForwardParams: what a forward kernel sees of a Problem. Plain data, passed by value: addresses in
+// device memory, strides in elements, sizes, and the constants of the score arithmetic, worked out
+// once on the host. Index arrays (cu_seqlens, block_table, ...) stay addresses: kernels read them.
+#pragma once
+
+#include <cstdint>
+
+#include "mask.h"
+#include "philox.h"
+
+namespace attentile::cuda {
+
+// A strided array of up to four dimensions. Absent: data = null.
+struct ArrayParams {
+  char* data = nullptr;
+  int64_t stride[4] = {};
+  bool is_float32 = false;  // else of q's dtype; of bias alone
+  bool in_chunks = false;   // its rows are contiguous and begin at multiples of 16 bytes
+};
+
+// A one-dimensional int32 array. Absent: data = null.
+struct IndexParams {
+  const int32_t* data = nullptr;
+  int64_t stride = 0;
+};
+
+// logit = scale * dot product, softcap, bias and ALiBi applied. The tile values of the kernel are
+// the dot products themselves where nothing but a positive scale stands between them and the
+// softmax (no terms), else logits; a weight is 2^((value - row_max) * exponent).
+struct ScoreParams {
+  bool has_terms = false;
+  float logit = 1;     // dot product -> logit; with softcap -> argument of tanh
+  float softcap = 0;   // 0: none
+  float exponent = 0;  // log2(e), or softmax_scale * log2(e)
+  float value_hi = 1;  // tile value -> logit, in two parts
+  float value_lo = 0;
+};
+
+struct ForwardParams {
+  int32_t batch = 0;
+  int32_t num_heads_q = 0;
+  int32_t group_size = 0;  // query heads per KV head
+  int32_t head_dim = 0;
+  int32_t head_dim_v = 0;
+  int32_t max_seqlen_q = 0;
+  int32_t max_seqlen_k = 0;
+  int32_t total_q = 0;  // rows of q and k where they are packed
+  int32_t total_k = 0;
+  int32_t batch_k = 0;  // first dimension of k and v: batch, rows of the cache, or pages
+
+  ArrayParams q, k, v, out;  // (batch, row, head, column)
+  ArrayParams lse;           // (batch, head, row, -), float32
+  ArrayParams bias, mask;    // (batch, head, query, key)
+  ArrayParams sink;          // (head, -, -, -), float32
+  ArrayParams alibi_slopes;  // (batch, head, -, -), float32
+
+  bool packed_q = false;
+  IndexParams cu_seqlens_q, cu_seqlens_k, seqused_k, cache_batch_idx, leftpad_k;
+  const int32_t* block_table = nullptr;  // (batch, page)
+  int64_t block_table_stride[2] = {};
+  int32_t page_size = 0;  // 0: not paged
+
+  bool top_left = false;
+  bool has_position_offset = false;
+  int64_t position_offset = 0;
+  int64_t window_left = kUnbounded;
+  int64_t window_right = kUnbounded;  // causal folded in
+
+  ScoreParams score;
+  Dropout dropout;
+  float kept_scale = 1;  // 1 / (1 - p)
+};
+
+}  // namespace attentile::cuda

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+// What happens to the scores of a tile between the two matrix products, on the accumulators of one
+// warp: softcap, bias and ALiBi; masks; dropout. A thread holds, of each of kRowTiles x kKeyTiles
+// accumulators [16, 8], rows g and g + 8 and columns 2 t and 2 t + 1, with g = lane / 4 and
+// t = lane % 4. So all 8 keys of one Philox call lie in one thread.
+#pragma once
+
+#include "cuda/device/device.h"
+#include "cuda/numerics.h"
+#include "cuda/params.h"
+#include "cuda/sm80/sequence.h"
+
+namespace attentile::cuda {
+
+// Where a tile of scores stands, and which of it is this thread's.
+struct TileOrigin {
+  int32_t q0 = 0;  // its first query
+  int32_t k0 = 0;  // its first key; may be negative
+  uint32_t lane = 0;
+
+  // This thread's query in row `half` (of two) of a row tile, and its key, counted from k0.
+  ATTENTILE_DEVICE int32_t query(int row_tile, int half) const {
+    return q0 + 16 * row_tile + 8 * half + static_cast<int32_t>(lane / 4);
+  }
+  ATTENTILE_DEVICE int key(int key_tile, int e) const {
+    return 8 * key_tile + 2 * static_cast<int>(lane % 4) + e;
+  }
+};
+
+template <int kRowTiles, int kKeyTiles>
+struct ScoreTile {
+  TileOrigin at;
+  Accumulator value[kRowTiles][kKeyTiles];  // [16 kRowTiles, 8 kKeyTiles]
+
+  // visit(query, for_keys) for each of this thread's rows, one after the other, where
+  // for_keys(change) calls change(key, value) for each of its keys, counted from k0.
+  template <class Visit>
+  ATTENTILE_DEVICE void for_rows(Visit visit) {
+    ATTENTILE_UNROLL
+    for (int m = 0; m < kRowTiles; ++m) {
+      ATTENTILE_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        visit(opaque(at.query(m, half)), [&](auto change) {
+          ATTENTILE_UNROLL
+          for (int n = 0; n < kKeyTiles; ++n) {
+            change(at.key(n, 0), value[m][n].value[2 * half]);
+            change(at.key(n, 1), value[m][n].value[2 * half + 1]);
+          }
+        });
+      }
+    }
+  }
+};
+
+// Keys [lo, hi) of the tile that a query may see by the band, relative to k0.
+struct KeySpan {
+  int lo;
+  int hi;
+};
+ATTENTILE_DEVICE KeySpan band_span(const NarrowBand& band, int32_t query, int32_t k0) {
+  return {band.lo(query) - k0, band.hi(query) - k0};
+}
+
+// Whether the boolean mask shows key k0 + key, which exists, to a query, which exists.
+template <bool kHasMask>
+ATTENTILE_DEVICE bool mask_shows(const ForwardParams& p, const BlockTask& task, int32_t query,
+                                 int32_t key) {
+  if (!kHasMask || p.mask.data == nullptr) return true;
+  const uint8_t* row = element<uint8_t>(p.mask, task.b, task.h, query);
+  return ld_global_nc(row + int64_t{key} * p.mask.stride[3]) != 0;
+}
+
+template <class T>
+ATTENTILE_DEVICE float load_bias(const ForwardParams& p, const BlockTask& task, int32_t query,
+                                 int32_t key) {
+  const int64_t column = int64_t{key} * p.bias.stride[3];
+  if (p.bias.is_float32) {
+    return ld_global_nc(element<float>(p.bias, task.b, task.h, query) + column);
+  }
+  return to_f32(ld_global_nc(element<T>(p.bias, task.b, task.h, query) + column));
+}
+
+// -slope * |query + offset - key| of ALiBi: its slope, and query + offset.
+struct AlibiRow {
+  float slope;
+  int64_t position;
+};
+ATTENTILE_DEVICE AlibiRow alibi_row(const ForwardParams& p, const BlockTask& task, int32_t query) {
+  // Beyond these ends a distance is beyond float32's whole numbers by far.
+  constexpr int64_t kFar = int64_t{1} << 62;
+  const int64_t offset = position_offset(p, task.seqlen_q, task.band.seqlen_k);
+  return {ld_global_nc(element<float>(p.alibi_slopes, task.b, task.h, 0)),
+          query + clamp64(offset, -kFar, kFar)};
+}
+ATTENTILE_DEVICE float add_alibi(const AlibiRow& row, int32_t key, float x) {
+  const int64_t distance = row.position - key;
+  return fma_rn(-row.slope, static_cast<float>(distance < 0 ? -distance : distance), x);
+}
+
+// Dot products -> logits. Elements beyond the queries and keys that exist get anything.
+template <class T, int kRowTiles, int kKeyTiles>
+ATTENTILE_DEVICE void add_terms(const ForwardParams& p, const BlockTask& task,
+                                ScoreTile<kRowTiles, kKeyTiles>& s) {
+  s.for_rows([&](int32_t query, auto for_keys) {
+    for_keys([&](int, float& x) {
+      x = mul_rn(x, p.score.logit);
+      if (p.score.softcap > 0) x = mul_rn(tanh_rn(x), p.score.softcap);
+    });
+    if (p.bias.data != nullptr && query < task.q_end) {
+      for_keys([&](int key, float& x) {
+        if (s.at.k0 + key < 0 || s.at.k0 + key >= task.band.seqlen_k) return;
+        x = add_rn(x, load_bias<T>(p, task, query, s.at.k0 + key));
+      });
+    }
+    if (p.alibi_slopes.data != nullptr) {
+      const AlibiRow row = alibi_row(p, task, query);
+      for_keys([&](int key, float& x) { x = add_alibi(row, s.at.k0 + key, x); });
+    }
+  });
+}
+
+// -inf where a query does not see a key.
+template <bool kHasMask, int kRowTiles, int kKeyTiles>
+ATTENTILE_DEVICE void hide_scores(const ForwardParams& p, const BlockTask& task,
+                                  ScoreTile<kRowTiles, kKeyTiles>& s) {
+  s.for_rows([&](int32_t query, auto for_keys) {
+    const KeySpan span = band_span(task.band, query, s.at.k0);
+    for_keys([&](int key, float& x) { x = key >= span.lo && key < span.hi ? x : -kInfinity; });
+    if (!kHasMask || p.mask.data == nullptr || query >= task.q_end) return;
+    for_keys([&](int key, float& x) {
+      if (key < span.lo || key >= span.hi) return;
+      if (!mask_shows<true>(p, task, query, s.at.k0 + key)) x = -kInfinity;
+    });
+  });
+}
+
+// Weights -> 0 where dropout drops them. k0 + key_base is a multiple of 32.
+template <int kRowTiles, int kKeyTiles>
+ATTENTILE_DEVICE void drop_weights(const ForwardParams& p, const BlockTask& task,
+                                   ScoreTile<kRowTiles, kKeyTiles>& s) {
+  static_assert(kKeyTiles % 4 == 0);
+  const Dropout& dropout = p.dropout;
+  const uint32_t stream = dropout.stream(task.b, task.h);
+  const uint64_t first =
+      static_cast<uint64_t>(int64_t{s.at.k0}) + static_cast<uint64_t>(dropout.key_base);
+  ATTENTILE_UNROLL
+  for (int m = 0; m < kRowTiles; ++m) {
+    ATTENTILE_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t row = dropout.row(opaque(s.at.query(m, half)));
+      ATTENTILE_UNROLL
+      for (int group = 0; group < kKeyTiles / 4; ++group) {
+        const uint32_t column =
+            Dropout::column(first + 32 * static_cast<uint64_t>(group)) + s.at.lane % 4;
+        const Philox4 random =
+            philox4x32_10({{column, row, stream, dropout.offset_low}}, dropout.key0, dropout.key1);
+        ATTENTILE_UNROLL
+        for (int word = 0; word < 4; ++word) {
+          float* pair = &s.value[m][4 * group + word].value[2 * half];
+          if ((random.word[word] & 0xFFFFu) < dropout.threshold) pair[0] = 0.0f;
+          if (random.word[word] >> 16 < dropout.threshold) pair[1] = 0.0f;
+        }
+      }
+    }
+  }
+}
+
+}  // namespace attentile::cuda

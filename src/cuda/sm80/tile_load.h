@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+// From rows in global memory to a swizzled tile in shared memory, and back. Rows that begin at
+// multiples of 16 bytes move by cp.async, 16 bytes a thread, up to eight threads to the 128 bytes
+// of a panel's row; any other layout element by element. Rows outside the range and columns beyond
+// the last are zeros in the tile and never read.
+#pragma once
+
+#include "cuda/device/device.h"
+#include "cuda/params.h"
+
+namespace attentile::cuda {
+
+// 16 bytes of 16-bit elements.
+template <class T>
+struct alignas(16) Chunk {
+  T element[8];
+};
+inline constexpr int kChunk = 8;
+
+// Row r of the tile is item first + r of the source, which is there if it lies in [begin, end).
+struct TileRows {
+  int32_t first = 0;
+  int32_t begin = 0;
+  int32_t end = 0;  // > begin
+  int32_t columns = 0;
+  int64_t column_stride = 1;
+  bool in_chunks = false;
+};
+
+template <class T>
+ATTENTILE_DEVICE Chunk<T> load_elements(const T* from, int count, int64_t stride) {
+  Chunk<T> chunk = {};
+  ATTENTILE_UNROLL
+  for (int e = 0; e < kChunk; ++e) {
+    if (e < count) chunk.element[e] = ld_global_nc(from + e * stride);
+  }
+  return chunk;
+}
+
+// Which chunks of a tile a thread moves: kRowThreads threads have the chunks of a panel's row.
+template <int kThreads, class Tile, class T>
+struct ChunkMap {
+  static constexpr int kPanelColumns = static_cast<int>(Tile::kPanelBytes / sizeof(T));
+  static constexpr int kRowThreads = kPanelColumns / kChunk;
+  static constexpr int kRowStep = kThreads / kRowThreads;
+};
+
+// Fills tile [kRows, kColumns] with all kThreads threads of the block; rows `row_stride` elements
+// apart, column 0 of item `begin` at `from`. The caller commits and waits; a barrier comes before
+// the tile is read.
+template <int kThreads, class T, int kRows, int kColumns>
+ATTENTILE_DEVICE void load_tile(SharedTile<T, kRows, kColumns> tile, const TileRows& rows,
+                                const T* from, int64_t row_stride) {
+  using Map = ChunkMap<kThreads, SharedTile<T, kRows, kColumns>, T>;
+  const int thread = static_cast<int>(opaque(thread_idx()));
+  const int first_row = thread / Map::kRowThreads;
+  const int first_column = thread % Map::kRowThreads * kChunk;
+  const T* at = from + (rows.first + first_row - rows.begin) * row_stride + first_column;
+  ATTENTILE_UNROLL
+  for (int row = 0; row < kRows; row += Map::kRowStep, at += Map::kRowStep * row_stride) {
+    const int item = rows.first + first_row + row;
+    const int columns = item >= rows.begin && item < rows.end ? rows.columns - first_column : 0;
+    ATTENTILE_UNROLL
+    for (int column = 0; column < kColumns; column += Map::kPanelColumns) {
+      const int left = 2 * (columns - column);
+      const int bytes = left < 0 ? 0 : left < 16 ? left : 16;
+      cp_async<16>(tile.at(first_row + row, first_column + column), at + column,
+                   static_cast<uint32_t>(bytes));
+    }
+  }
+}
+
+// The same where rows are not in chunks, or lie in pages: address(item) is where column 0 of an
+// item lies.
+template <int kThreads, class T, int kRows, int kColumns, class Address>
+ATTENTILE_DEVICE void load_scattered(SharedTile<T, kRows, kColumns> tile, const TileRows& rows,
+                                     Address address) {
+  using Map = ChunkMap<kThreads, SharedTile<T, kRows, kColumns>, T>;
+  const int thread = static_cast<int>(opaque(thread_idx()));
+  const int first_column = thread % Map::kRowThreads * kChunk;
+  ATTENTILE_ROLL
+  for (int row = thread / Map::kRowThreads; row < kRows; row += Map::kRowStep) {
+    const int item = rows.first + row;
+    const bool present = item >= rows.begin && item < rows.end;
+    const T* from = address(present ? item : rows.begin);
+    ATTENTILE_ROLL
+    for (int column = first_column; column < kColumns; column += Map::kPanelColumns) {
+      const int left = present ? rows.columns - column : 0;
+      const int count = left < 0 ? 0 : left < kChunk ? left : kChunk;
+      if (rows.in_chunks) {
+        cp_async<16>(tile.at(row, column), from + column, static_cast<uint32_t>(2 * count));
+      } else {
+        st_shared(tile.at(row, column),
+                  load_elements(from + column * rows.column_stride, count, rows.column_stride));
+      }
+    }
+  }
+}
+
+// Rows [0, count) of a tile part that one warp wrote, to `to`, rows `row_stride` elements apart.
+template <class T>
+struct StoreRows {
+  T* to = nullptr;
+  int64_t row_stride = 0;
+  int64_t column_stride = 1;
+  int32_t count = 0;
+  int32_t columns = 0;
+  bool in_chunks = false;
+};
+
+// The warp's lanes store rows [first, first + out.count) of the tile.
+template <class T, int kRows, int kColumns>
+ATTENTILE_DEVICE void store_rows(SharedTile<T, kRows, kColumns> tile, int first,
+                                 const StoreRows<T>& out) {
+  constexpr int kRowChunks = kColumns / kChunk;
+  for (int chunk = static_cast<int>(lane_idx()); chunk < out.count * kRowChunks;
+       chunk += kWarpSize) {
+    const int row = chunk / kRowChunks;
+    const int column = chunk % kRowChunks * kChunk;
+    if (column >= out.columns) continue;
+    const auto values = ld_shared<Chunk<T>>(tile.at(first + row, column));
+    T* to = out.to + row * out.row_stride + column * out.column_stride;
+    if (out.in_chunks && column + kChunk <= out.columns) {
+      st_global_cs(reinterpret_cast<Chunk<T>*>(to), values);
+      continue;
+    }
+    ATTENTILE_UNROLL
+    for (int e = 0; e < kChunk; ++e) {
+      if (column + e < out.columns) st_global_cs(to + e * out.column_stride, values.element[e]);
+    }
+  }
+}
+
+}  // namespace attentile::cuda

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+// Registers what a call may touch, launches, requires a clean report.
+#include "cuda/emulator_entry.h"
+
+#include "conformance/call.h"
+#include "cuda/emulator/forward.h"
+#include "cuda/support.h"
+#include "validate.h"
+
+namespace attentile::cuda::test {
+namespace {
+
+// Everything between the first and the last byte of a view.
+void register_view(Device& device, const TensorView& view, const emulator::Region& region) {
+  if (!view.present()) return;
+  int64_t first = 0;
+  int64_t last = 0;
+  for (int axis = 0; axis < view.rank; ++axis) {
+    if (view.shape[axis] == 0) return;
+    if (view.shape[axis] == 1) continue;
+    const int64_t span = (view.shape[axis] - 1) * view.stride[axis];
+    (span < 0 ? first : last) += span;
+  }
+  const int64_t width = size_of(view.dtype);
+  device.register_memory(static_cast<const char*>(view.data) + first * width,
+                         static_cast<size_t>((last - first + 1) * width), region);
+}
+
+}  // namespace
+
+Status emulate_forward(const AttentionInputs& inputs, const AttentionOutputs& outputs,
+                       const AttentionOptions& options, const emulator::Options& device_options,
+                       emulator::Report* report) {
+  const Result<Problem> problem = validate_forward(inputs, outputs, options, Check::kCall);
+  if (!problem.ok()) return problem.status();
+  Device device(device_options);
+  const std::pair<const char*, const TensorView*> read[] = {
+      {"q", &inputs.q},
+      {"k", &inputs.k},
+      {"v", &inputs.v},
+      {"bias", &inputs.bias},
+      {"mask", &inputs.mask},
+      {"sink", &inputs.sink},
+      {"alibi_slopes", &inputs.alibi_slopes},
+      {"cu_seqlens_q", &inputs.cu_seqlens_q},
+      {"cu_seqlens_k", &inputs.cu_seqlens_k},
+      {"seqused_k", &inputs.seqused_k},
+      {"block_table", &inputs.block_table},
+      {"cache_batch_idx", &inputs.cache_batch_idx},
+      {"leftpad_k", &inputs.leftpad_k},
+  };
+  for (const auto& [name, view] : read) {
+    register_view(device, *view, {.name = name, .writable = false});
+  }
+  register_view(device, outputs.out, {.name = "out", .initialised = false});
+  register_view(device, outputs.lse, {.name = "lse", .initialised = false});
+  return emulator::run_forward(device, *problem, report);
+}
+
+conformance::EntryResult run_emulator(const conformance::Case& c, const conformance::Oracle& oracle,
+                                      const conformance::Cell&, uint64_t layout_seed) {
+  using conformance::Placement;
+  const Placement placement = layout_seed % 2 == 0 ? Placement::kContiguous : Placement::kRandom;
+  conformance::PlacedCall call(c, oracle.given, oracle.slots, layout_seed, placement);
+  const emulator::Options device = {.schedule = kSchedules[layout_seed / 2 % 4],
+                                    .completion = kCompletions[layout_seed / 8 % 3],
+                                    .block_order = kBlockOrders[layout_seed / 32 % 3],
+                                    .seed = layout_seed};
+  conformance::EntryResult result;
+  result.status = emulate_forward(call.inputs(), call.outputs(), options_of(c), device);
+  if (!result.status.ok()) return result;
+  result.damage = call.damage();
+  result.results = call.results();
+  return result;
+}
+
+}  // namespace attentile::cuda::test

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+// The emulated GPU as one more entry point of the conformance table, and as a call on views.
+#pragma once
+
+#include "attentile/attention.h"
+#include "conformance/entry.h"
+#include "cuda/emulator/device.h"
+
+namespace attentile::cuda::test {
+
+// A forward call on an emulated device that knows the memory of these views and no other.
+Status emulate_forward(const AttentionInputs& inputs, const AttentionOutputs& outputs,
+                       const AttentionOptions& options, const emulator::Options& device_options,
+                       emulator::Report* report = nullptr);
+
+// The forward pass of a cell; schedule, completion and order of blocks differ from cell to cell.
+conformance::EntryResult run_emulator(const conformance::Case& c, const conformance::Oracle& oracle,
+                                      const conformance::Cell& cell, uint64_t layout_seed);
+
+}  // namespace attentile::cuda::test
