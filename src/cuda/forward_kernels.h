@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The forward kernels there are, by hand, and which of them serves a call: 2 dtypes x 6 classes of
-// head_dim. Everything else is decided at run time, but for one thing: at head_dim 128 the
+// head_dim. Everything else is decided at run time, but for one thing: at head_dim 96 and 128 the
 // accumulators leave no registers for options, so calls without any have a kernel to themselves.
 #pragma once
 
@@ -22,12 +22,12 @@ inline bool has_options(const ForwardParams& params) {
 template <class T, class Visit>
 auto with_forward_kernel_of(const ForwardParams& params, Visit visit) {
   const int head_dim = std::max(params.head_dim, params.head_dim_v);
+  const bool options = has_options(params);
   if (head_dim <= 32) return visit.template operator()<Forward<T, 32, true>>();
   if (head_dim <= 64) return visit.template operator()<Forward<T, 64, true>>();
-  if (head_dim <= 96) return visit.template operator()<Forward<T, 96, true>>();
-  if (head_dim <= 128 && has_options(params)) {
-    return visit.template operator()<Forward<T, 128, true>>();
-  }
+  if (head_dim <= 96 && options) return visit.template operator()<Forward<T, 96, true>>();
+  if (head_dim <= 96) return visit.template operator()<Forward<T, 96, false>>();
+  if (head_dim <= 128 && options) return visit.template operator()<Forward<T, 128, true>>();
   if (head_dim <= 128) return visit.template operator()<Forward<T, 128, false>>();
   if (head_dim <= 192) return visit.template operator()<Forward<T, 192, true>>();
   return visit.template operator()<Forward<T, 256, true>>();

@@ -15,8 +15,9 @@
 //
 // NaN and infinity. A key or value outside the keys that the block's queries see is never read. One
 // that only some of them see is hidden from the others as the contract says: scores by selection;
-// values, of which weight 0 times NaN would be NaN, by a second pass over the keys that shows each
-// query its own values alone. A block makes it if its first pass ends in NaN or infinity.
+// values, of which weight 0 times NaN would be NaN, by a second pass over the keys that tells
+// finite values from others (special_values.h). A block makes it if its first pass ends in NaN or
+// infinity.
 #pragma once
 
 #include "cuda/device/device.h"
@@ -24,18 +25,20 @@
 #include "cuda/sm80/online_softmax.h"
 #include "cuda/sm80/scores.h"
 #include "cuda/sm80/sequence.h"
+#include "cuda/sm80/special_values.h"
 #include "cuda/sm80/tile_load.h"
 
 namespace attentile::cuda {
 
 // head_dim and head_dim_v are at most kHeadDim; what they lack is padded with zeros on the way into
-// shared memory. A warp has 16 kRowTiles queries: with two row tiles each fragment of K and V feeds
-// two products, which halves what the tensor cores ask of shared memory; a head_dim above 128 would
-// leave no registers for that, so there twice as many warps share a tile.
+// shared memory. kHasOptions: softcap, bias, ALiBi, boolean mask, dropout and any scale, else those
+// are not there. A warp has 16 kRowTiles queries: with two row tiles each fragment of K and V feeds
+// two products, which halves what the tensor cores ask of shared memory; where that leaves too few
+// registers twice as many warps share a tile. Results do not depend on it by a bit.
 template <class T, int kHeadDimClass, bool kHasOptions>
 struct Forward {
   static constexpr int kHeadDim = kHeadDimClass;
-  static constexpr int kRowTiles = kHeadDim <= (kHasOptions ? 96 : 128) ? 2 : 1;
+  static constexpr int kRowTiles = kHeadDim <= (kHasOptions ? 64 : 128) ? 2 : 1;
   static constexpr int kWarps = 8 / kRowTiles;
   static constexpr int kThreads = kWarps * kWarpSize;
   static constexpr int kMinBlocksPerSm = kRowTiles;
@@ -48,36 +51,34 @@ struct Forward {
   using KeyTile = SharedTile<T, kTileN, kHeadDim>;    // K, and V likewise
   using Scores = ScoreTile<kRowTiles, kTileN / 8>;
   using Rows = RowState<kRowTiles, kHeadDim>;
-  static constexpr uint32_t kFlagBytes = 4 * kWarps;
-  static constexpr uint32_t kSharedBytes = QueryTile::kBytes + 2 * KeyTile::kBytes + kFlagBytes;
 
   struct Arena {
     QueryTile q;
     KeyTile k;
     KeyTile v;
+    TaskSlot task;        // [kWarps]: this warp's
     SharedAddress flags;  // [kWarps] words
   };
+  static constexpr uint32_t kTasksAt = QueryTile::kBytes + 2 * KeyTile::kBytes;
+  static constexpr uint32_t kFlagsAt = kTasksAt + kWarps * TaskSlot::kBytes;
+  static constexpr uint32_t kSharedBytes = kFlagsAt + 4 * kWarps;
 
   ATTENTILE_DEVICE static void run(const Params& params, SharedAddress start) {
     const BlockTask task = find_task<kTileM>(params);
     if (task.q_begin >= task.q_end) return;
-    const SharedAddress keys = start + QueryTile::kBytes;
-    const Arena arena = {{start}, {keys}, {keys + KeyTile::kBytes}, keys + 2 * KeyTile::kBytes};
+    const Arena arena = {{start},
+                         {start + QueryTile::kBytes},
+                         {start + QueryTile::kBytes + KeyTile::kBytes},
+                         {start + kTasksAt + task.warp * TaskSlot::kBytes},
+                         start + kFlagsAt};
+    arena.task.store(task);
     load_queries(params, task, arena.q);
     Rows rows;
     for (bool isolate = false;; isolate = true) {
-      rows.reset();
-      attend(params, task, arena, isolate, rows);
-      ATTENTILE_UNROLL
-      for (int m = 0; m < kRowTiles; ++m) {
-        ATTENTILE_UNROLL
-        for (int half = 0; half < 2; ++half) {
-          rows.row_sum[m][half] = quad_sum(rows.row_sum[m][half]);
-        }
-      }
-      if (isolate || !any_in_block(arena.flags, task.warp, is_tainted(rows))) break;
+      attend(params, arena, isolate, rows);
+      if (isolate || !any_in_block(arena, is_tainted(rows))) break;
     }
-    store(params, task, arena.q, rows);
+    store(params, arena, rows);
   }
 
  private:
@@ -133,58 +134,67 @@ struct Forward {
 
   // All keys, into rows. Slots: every thread fills its part of one by cp.async; the barrier after
   // each thread's wait shows it to all, and says besides that all are done with the other slot.
-  ATTENTILE_DEVICE static void attend(const Params& p, BlockTask task, const Arena& arena,
-                                      bool isolate, Rows& rows) {
-    const int32_t q0 = first_query(task);
-    const int32_t q_end = static_cast<int32_t>(min64(q0 + kWarpRows, task.q_end));
-    int32_t k0 = first_key(p, task);
-    if (k0 < task.k_end) load_keys(p, task, p.k, k0, arena.k);
-    for (; k0 < task.k_end; k0 += kTileN) {
-      task.b = opaque(task.b);
-      task.h = opaque(task.h);
-      task.kv_h = opaque(task.kv_h);
-      TileClass tile_class = TileClass::kHidden;
-      const int32_t q = opaque(q0);
-      if (q < q_end) tile_class = task.band.classify(q, q_end, k0, k0 + kTileN);
-      if constexpr (kHasOptions) {
-        if (tile_class == TileClass::kFull && p.mask.data != nullptr) {
-          tile_class = TileClass::kPartial;
-        }
-      }
+  ATTENTILE_DEVICE static void attend(const Params& p, const Arena& arena, bool isolate,
+                                      Rows& rows) {
+    rows.reset();
+    int32_t k0 = first_key(p, arena.task.load());
+    int32_t k_end = arena.task.load().k_end;
+    if (k0 < k_end) load_keys(p, arena.task.load(), p.k, k0, arena.k);
+    for (; k0 < k_end; k0 += kTileN) {
       cp_async_wait_group<0>();
       bar_sync();  // K (and Q) is there; all have read V
-      load_keys(p, task, p.v, k0, arena.v);
+      load_keys(p, arena.task.load(), p.v, k0, arena.v);
+      const TileClass tile_class = classify(p, arena.task.load(), k0);
       Scores s;
-      s.at = {q0, k0, opaque(lane_idx())};
-      if (tile_class != TileClass::kHidden) multiply_queries(arena, task.warp, s);
+      s.at = {first_query(arena.task.load()), k0, opaque(lane_idx())};
+      const bool hidden = all(tile_class == TileClass::kHidden);
+      const bool partial = any(tile_class == TileClass::kPartial);
+      multiply_queries(arena, s);  // also where all is hidden: to skip it takes registers
       cp_async_wait_group<0>();
       bar_sync();  // V is there; all have read K
-      if (k0 + kTileN < task.k_end) load_keys(p, task, p.k, k0 + kTileN, arena.k);
-      if (tile_class == TileClass::kHidden) continue;
-      if constexpr (kHasOptions) {
-        if (p.score.has_terms) add_terms<T>(p, task, s);
-      }
-      if (tile_class == TileClass::kPartial) hide_scores<kHasOptions>(p, task, s);
-      online_softmax(rows, s, p.score.exponent);
-      if constexpr (kHasOptions) {
-        if (p.dropout.enabled) drop_weights(p, task, s);
-      }
+      if (k0 + kTileN < k_end) load_keys(p, arena.task.load(), p.k, k0 + kTileN, arena.k);
+      if (hidden) continue;
+      weigh(p, arena.task, partial, s, rows);
       const Weights weights = round_weights(s);
-      if (isolate && tile_class == TileClass::kPartial) {
-        multiply_visible_values(p, task, s.at, arena.v, weights, rows);
+      if (isolate && partial) {
+        multiply_special_values(p, arena, s.at, weights, rows);
       } else {
         multiply_values(arena.v, s.at.lane, weights, rows);
       }
     }
     cp_async_wait_group<0>();
+    rows.sum_quads();
+  }
+
+  // Of this warp's queries and the keys from k0 on.
+  ATTENTILE_DEVICE static TileClass classify(const Params& p, const BlockTask& task, int32_t k0) {
+    const int32_t q0 = first_query(task);
+    if (q0 >= task.q_end) return TileClass::kHidden;
+    const int32_t q_end = q0 + kWarpRows < task.q_end ? q0 + kWarpRows : task.q_end;
+    const TileClass by_band = task.band.classify(q0, q_end, k0, k0 + kTileN);
+    const bool masked = kHasOptions && p.mask.data != nullptr;
+    return masked && by_band == TileClass::kFull ? TileClass::kPartial : by_band;
+  }
+
+  // Dot products -> weights, before they are rounded.
+  ATTENTILE_DEVICE static void weigh(const Params& p, TaskSlot task, bool partial, Scores& s,
+                                     Rows& rows) {
+    if constexpr (kHasOptions) {
+      if (p.score.has_terms) add_terms<T>(p, task.load(), s);
+    }
+    if (partial) hide_scores<kHasOptions>(p, task.load(), s);
+    online_softmax(rows, s, p.score.exponent);
+    if constexpr (kHasOptions) {
+      if (p.dropout.enabled) drop_weights(p, task.load(), s);
+    }
   }
 
   // S [kWarpRows, kTileN] = Q K^T. A fragment 16 rows further down a tile lies 16 rows of a panel
   // further on, as the swizzle repeats every 8.
-  ATTENTILE_DEVICE static void multiply_queries(const Arena& arena, uint32_t warp, Scores& s) {
+  ATTENTILE_DEVICE static void multiply_queries(const Arena& arena, Scores& s) {
     const Position at_q = ldmatrix_a(static_cast<int>(s.at.lane));
     const Position at_k = ldmatrix_b(static_cast<int>(s.at.lane));
-    const uint32_t warp_rows = warp * kWarpRows * QueryTile::kPanelBytes;
+    const uint32_t warp_rows = arena.task.load().warp * kWarpRows * QueryTile::kPanelBytes;
     ATTENTILE_UNROLL
     for (int m = 0; m < kRowTiles; ++m) {
       ATTENTILE_UNROLL
@@ -257,55 +267,51 @@ struct Forward {
     }
   }
 
-  // A mask of the halves of a register of V that hold keys which a query sees: bits 2 n and 2 n + 1
-  // of `seen` are this lane's keys of key tile n.
-  ATTENTILE_DEVICE static uint32_t seen_halves(uint32_t seen, int n) {
-    return ((seen >> (2 * n) & 1) * 0xFFFFu) | ((seen >> (2 * n + 1) & 1) * 0xFFFF0000u);
-  }
-  ATTENTILE_DEVICE static uint32_t seen_keys(const Params& p, const BlockTask& task, int32_t query,
-                                             const TileOrigin& at) {
-    const KeySpan span = band_span(task.band, query, at.k0);
-    uint32_t seen = 0;
-    ATTENTILE_ROLL
-    for (int bit = 0; bit < kTileN / 4; ++bit) {
-      const int key = at.key(bit / 2, bit % 2);
-      if (key < span.lo || key >= span.hi) continue;
-      if (mask_shows<kHasOptions>(p, task, query, at.k0 + key)) seen |= 1u << bit;
+  // The weights of 16 keys, marked (special_values.h).
+  ATTENTILE_DEVICE static FragmentA marked_weights(const Params& p, const BlockTask& task,
+                                                   const TileOrigin& at, int m,
+                                                   const FragmentA& weights, int n) {
+    FragmentA marked;
+    ATTENTILE_UNROLL
+    for (int r = 0; r < 4; ++r) {
+      const int32_t query = at.query(m, r % 2);
+      const KeySpan span = band_span(task.band, query, at.k0);
+      const auto sees = [&](int key) {
+        return query < task.q_end && key >= span.lo && key < span.hi &&
+               mask_shows<kHasOptions>(p, task, query, at.k0 + key);
+      };
+      const int key_tile = 2 * n + r / 2;
+      marked.reg[r] =
+          mark_weights<T>(weights.reg[r], sees(at.key(key_tile, 0)), sees(at.key(key_tile, 1)));
     }
-    return seen;
+    return marked;
   }
 
-  // The same product, query by query: of the values that a query does not see, zeros are taken, and
-  // of the product that query's row. The same bits as multiply_values() wherever that is finite.
-  ATTENTILE_DEVICE static void multiply_visible_values(const Params& p, const BlockTask& task,
-                                                       const TileOrigin& at, KeyTile v,
-                                                       const Weights& weights, Rows& rows) {
+  // The same product on a tile whose values may hold NaN or infinity, for a mask cuts it.
+  ATTENTILE_DEVICE static void multiply_special_values(const Params& p, const Arena& arena,
+                                                       const TileOrigin& at, const Weights& weights,
+                                                       Rows& rows) {
     ATTENTILE_UNROLL
     for (int m = 0; m < kRowTiles; ++m) {
-      ATTENTILE_ROLL
-      for (int row = 0; row < 16; ++row) {
-        const int32_t query = at.q0 + 16 * m + row;
-        if (query >= task.q_end) break;
-        const uint32_t seen = seen_keys(p, task, query, at);
-        const bool mine = static_cast<int>(at.lane / 4) == row % 8;
+      Weights marked;
+      ATTENTILE_UNROLL
+      for (int n = 0; n < kTileN / 16; ++n) {
+        marked.part[m][n] = marked_weights(p, arena.task.load(), at, m, weights.part[m][n], n);
+      }
+      ATTENTILE_UNROLL
+      for (int c = 0; c < kHeadDim; c += 8) {
+        Accumulator& acc = rows.acc_o[m][c / 8];
+        Accumulator marks = {};
         ATTENTILE_UNROLL
-        for (int c = 0; c < kHeadDim; c += 16) {
-          Accumulator sum[2] = {rows.acc_o[m][c / 8], rows.acc_o[m][c / 8 + 1]};
-          ATTENTILE_UNROLL
-          for (int k = 0; k < kTileN; k += 16) {
-            const FragmentA& a = weights.part[m][k / 16];
-            const Registers<4> b = values(v, at.lane, k, c);
-            const uint32_t first = seen_halves(seen, k / 8);
-            const uint32_t second = seen_halves(seen, k / 8 + 1);
-            mma_m16n8k16<T>(sum[0], a, {b.reg[0] & first, b.reg[1] & second});
-            mma_m16n8k16<T>(sum[1], a, {b.reg[2] & first, b.reg[3] & second});
-          }
-          ATTENTILE_UNROLL
-          for (int i = 0; i < 8; ++i) {
-            float& o = rows.acc_o[m][c / 8 + i / 4].value[i % 4];
-            if (mine && i % 4 / 2 == row / 8) o = sum[i / 4].value[i % 4];
-          }
+        for (int k = 0; k < kTileN; k += 16) {
+          const Registers<4> b = values(arena.v, at.lane, k, c / 16 * 16);
+          const SplitValues first = split_values<T>(b.reg[c % 16 / 4]);
+          const SplitValues second = split_values<T>(b.reg[c % 16 / 4 + 1]);
+          mma_m16n8k16<T>(acc, weights.part[m][k / 16], {first.finite, second.finite});
+          mma_m16n8k16<T>(marks, marked.part[m][k / 16], {first.marks, second.marks});
         }
+        ATTENTILE_UNROLL
+        for (int r = 0; r < 4; ++r) acc.value[r] = add_special(acc.value[r], marks.value[r]);
       }
     }
   }
@@ -331,22 +337,23 @@ struct Forward {
 
   // Whether `flag` is set anywhere in the block. Every warp fills its own word; nobody fills one
   // again in this launch without a barrier between.
-  ATTENTILE_DEVICE static bool any_in_block(SharedAddress flags, uint32_t own, bool flag) {
+  ATTENTILE_DEVICE static bool any_in_block(const Arena& arena, bool flag) {
     const bool in_warp = any(flag);
-    if (lane_idx() == 0) st_shared(flags + 4 * own, static_cast<uint32_t>(in_warp));
+    if (lane_idx() == 0)
+      st_shared(arena.flags + 4 * arena.task.load().warp, static_cast<uint32_t>(in_warp));
     bar_sync();
     uint32_t found = 0;
     ATTENTILE_UNROLL
     for (int warp = 0; warp < kWarps; ++warp) {
-      found |= ld_shared<uint32_t>(flags + static_cast<uint32_t>(4 * warp));
+      found |= ld_shared<uint32_t>(arena.flags + static_cast<uint32_t>(4 * warp));
     }
     return found != 0;
   }
 
   // out and lse of this warp's rows, out through its own rows of the queries' tile, which nobody
   // else reads.
-  ATTENTILE_DEVICE static void store(const Params& p, const BlockTask& task, QueryTile tile,
-                                     const Rows& rows) {
+  ATTENTILE_DEVICE static void store(const Params& p, const Arena& arena, const Rows& rows) {
+    const BlockTask task = arena.task.load();
     const int32_t q0 = first_query(task);
     if (q0 >= task.q_end) return;
     const int first = static_cast<int>(task.warp) * kWarpRows;
@@ -369,12 +376,12 @@ struct Forward {
               row.dead ? 0u
                        : cvt_rn_x2<T>(mul_rn(pair[0], row.factor), mul_rn(pair[1], row.factor));
         }
-        stmatrix(tile.at(first + 16 * m + at.row, c + at.column), packed);
+        stmatrix(arena.q.at(first + 16 * m + at.row, c + at.column), packed);
       }
     }
     bar_warp_sync();
     T* to = const_cast<T*>(element<T>(p.out, first_dimension(p, task), task.row_q + q0, task.h));
-    store_rows(tile, first,
+    store_rows(arena.q, first,
                StoreRows<T>{.to = to,
                             .row_stride = p.out.stride[1],
                             .column_stride = p.out.stride[3],

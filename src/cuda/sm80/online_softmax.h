@@ -20,6 +20,16 @@ namespace attentile::cuda {
 
 inline constexpr float kRaiseThreshold = 8;  // in log2 of the weight
 
+// The largest (or the sum) of the values that the 4 lanes of a row hold, in each of them.
+ATTENTILE_DEVICE float quad_max(float x) {
+  x = max_f32(x, shfl_xor(x, 1));
+  return max_f32(x, shfl_xor(x, 2));
+}
+ATTENTILE_DEVICE float quad_sum(float x) {
+  x = add_rn(x, shfl_xor(x, 1));
+  return add_rn(x, shfl_xor(x, 2));
+}
+
 // Rows of one warp: of each row tile, rows g (half 0) and g + 8 (half 1) are this thread's.
 template <int kRowTiles, int kColumns>
 struct RowState {
@@ -39,17 +49,15 @@ struct RowState {
       }
     }
   }
+  // The parts of l -> l.
+  ATTENTILE_DEVICE void sum_quads() {
+    ATTENTILE_UNROLL
+    for (int m = 0; m < kRowTiles; ++m) {
+      ATTENTILE_UNROLL
+      for (int half = 0; half < 2; ++half) row_sum[m][half] = quad_sum(row_sum[m][half]);
+    }
+  }
 };
-
-// The largest (or the sum) of the values that the 4 lanes of a row hold, in each of them.
-ATTENTILE_DEVICE float quad_max(float x) {
-  x = max_f32(x, shfl_xor(x, 1));
-  return max_f32(x, shfl_xor(x, 2));
-}
-ATTENTILE_DEVICE float quad_sum(float x) {
-  x = add_rn(x, shfl_xor(x, 1));
-  return add_rn(x, shfl_xor(x, 2));
-}
 
 // Raises m where the tile asks for it, and rescales l and O there.
 template <int kRowTiles, int kColumns, int kKeyTiles>

@@ -4,6 +4,8 @@
 // every row that follows from them lies inside its tensor.
 #pragma once
 
+#include <bit>
+
 #include "cuda/device/device.h"
 #include "cuda/params.h"
 
@@ -23,6 +25,34 @@ struct BlockTask {
   int32_t k_begin = 0;  // keys [k_begin, k_end) are those that some query of the tile sees
   int32_t k_end = 0;
   NarrowBand band;
+  int32_t padding = 0;
+};
+
+// Where a warp keeps its task while registers are for accumulators: 64 bytes of shared memory, the
+// warp's own, from which the task is loaded again for each use.
+struct TaskSlot {
+  static constexpr uint32_t kBytes = sizeof(BlockTask);
+  struct Words {
+    Packed<4> part[kBytes / 16];
+  };
+  static_assert(sizeof(Words) == kBytes);
+
+  SharedAddress at;
+
+  ATTENTILE_DEVICE void store(const BlockTask& task) const {
+    const Words words = std::bit_cast<Words>(task);
+    if (lane_idx() == 0) {
+      ATTENTILE_UNROLL
+      for (uint32_t i = 0; i < kBytes / 16; ++i) st_shared(at + 16 * i, words.part[i]);
+    }
+    bar_warp_sync();
+  }
+  ATTENTILE_DEVICE BlockTask load() const {
+    Words words;
+    ATTENTILE_UNROLL
+    for (uint32_t i = 0; i < kBytes / 16; ++i) words.part[i] = ld_shared<Packed<4>>(at + 16 * i);
+    return std::bit_cast<BlockTask>(words);
+  }
 };
 
 ATTENTILE_DEVICE int32_t load_index(const IndexParams& array, int64_t index) {

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the forward kernel is made of: the band in 32 bits, its own logarithm and tanh, what is
+// refused by name, and index arrays that lie.
+#include <cmath>
+
+#include "conformance/call.h"
+#include "conformance/call_testing.h"
+#include "cuda/emulator/forward.h"
+#include "cuda/emulator_entry.h"
+#include "cuda/make_params.h"
+#include "cuda/numerics.h"
+#include "cuda/support.h"
+#include "validate.h"
+
+namespace attentile::cuda::test {
+namespace {
+
+using conformance::Case;
+using conformance::Values;
+
+TEST(NarrowBand, IsTheBand) {
+  constexpr int64_t kFar = int64_t{1} << 62;
+  for (const int64_t offset : {int64_t{-9}, int64_t{0}, int64_t{4}, kFar, -kFar}) {
+    for (const int64_t left : {int64_t{-1}, int64_t{0}, int64_t{3}, kFar}) {
+      for (const int64_t right : {int64_t{-1}, int64_t{0}, int64_t{2}, kFar}) {
+        const BandMask band = {
+            .seqlen_k = 12, .offset = offset, .window_left = left, .window_right = right};
+        const NarrowBand narrowed = narrow(band);
+        for (int32_t i = 0; i < 20; ++i) {
+          EXPECT_EQ(narrowed.lo(i), band.lo(i));
+          EXPECT_EQ(narrowed.hi(i), band.hi(i));
+          for (int32_t k = -4; k < 16; k += 2) {
+            EXPECT_EQ(narrowed.classify(i, i + 5, k, k + 4), band.classify(i, i + 5, k, k + 4));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Numerics, AreAccurate) {
+  double worst_log = 0;
+  for (double x = 1.0; x < 1e9; x *= 1.0007) {
+    const float f = static_cast<float>(x);
+    const double exact = std::log(static_cast<double>(f));
+    const double ulp = std::nextafter(static_cast<float>(exact), 1e9f) - static_cast<float>(exact);
+    worst_log = std::max(worst_log, std::fabs(log_rn(f) - exact) / std::max(ulp, 1e-9));
+  }
+  EXPECT_LT(worst_log, 2.0);
+  EXPECT_EQ(log_rn(1.0f), 0.0f);
+  EXPECT_TRUE(std::isnan(log_rn(NAN)));
+  EXPECT_EQ(log_rn(INFINITY), INFINITY);
+  for (int n = 0; n < 40; ++n) {
+    EXPECT_EQ(log_rn(std::ldexp(1.0f, n)), static_cast<float>(n * std::log(2.0))) << n;
+    EXPECT_EQ(reciprocal(std::ldexp(1.0f, n)), std::ldexp(1.0f, -n));
+  }
+}
+
+void tanh_of_words(const Words& words, SharedAddress) {
+  for (uint32_t i = thread_idx(); i < static_cast<uint32_t>(words.argument); i += 32) {
+    const float x = std::bit_cast<float>(ld_global(words.in + i));
+    st_global(words.out + i, std::bit_cast<uint32_t>(tanh_rn(x)));
+  }
+}
+
+TEST(Numerics, Tanh) {
+  std::vector<uint32_t> input;
+  for (const float x : {INFINITY, -INFINITY, NAN}) input.push_back(std::bit_cast<uint32_t>(x));
+  for (float x = 1e-30f; x < 100; x *= 1.01f) {
+    input.push_back(std::bit_cast<uint32_t>(x));
+    input.push_back(std::bit_cast<uint32_t>(-x));
+  }
+  const int count = static_cast<int>(input.size());
+  OneBlock<32, tanh_of_words> block(input, {}, count, input.size());
+  clean(block);
+  EXPECT_EQ(std::bit_cast<float>(block.out[0]), 1.0f);
+  EXPECT_EQ(std::bit_cast<float>(block.out[1]), -1.0f);
+  EXPECT_TRUE(std::isnan(std::bit_cast<float>(block.out[2])));
+  for (size_t i = 3; i < input.size(); ++i) {
+    const double exact = std::tanh(static_cast<double>(std::bit_cast<float>(input[i])));
+    EXPECT_LE(std::fabs(std::bit_cast<float>(block.out[i]) - exact), 1e-6 * std::fabs(exact));
+  }
+}
+
+TEST(Forward, RefusesByName) {
+  const auto refusal = [](void (*change)(Case&)) {
+    Case c = conformance::base_case(DType::kBFloat16);
+    c.backward = false;
+    change(c);
+    const Values values = make_values(c);
+    conformance::PlacedCall call(c, values, empty_results(c, values), 1);
+    const Status status = emulate_forward(call.inputs(), call.outputs(), options_of(c), {});
+    EXPECT_EQ(status.code(), StatusCode::kUnsupported);
+    return status.message();
+  };
+  EXPECT_EQ(refusal([](Case& c) { c.dtype = DType::kFloat64; }),
+            "q: is float64, but the CUDA kernels take float16 and bfloat16");
+  EXPECT_EQ(refusal([](Case& c) { c.head_dim_v = 257; }),
+            "head_dim: is 20 and head_dim_v 257, but the CUDA kernels take at most 256");
+  EXPECT_EQ(refusal([](Case& c) {
+              c.block_mask_heads = 1;
+              c.block_size_q = c.block_size_k = 16;
+            }),
+            "block_mask: is given, but the CUDA kernels have no block patterns");
+}
+
+// Nobody checks index arrays in device memory: whatever they hold, no access leaves its tensor.
+TEST(Forward, LyingIndexArraysStayInside) {
+  constexpr int32_t kLies[] = {-5, 3, 1 << 30, -(1 << 30), 40};
+  for (const int32_t lie : kLies) {
+    std::vector<uint16_t> q(2 * 40 * 32), k(6 * 16 * 32), v(6 * 16 * 32), out(2 * 40 * 32);
+    std::vector<int32_t> table = {0, 1, 2, 3, 4, 5}, used = {40, 33}, cu_seqlens = {0, 40, 80};
+    Device device;
+    const auto known = [&](auto& array, const char* name) {
+      device.register_memory(array.data(), array.size() * sizeof(array[0]), {.name = name});
+    };
+    known(q, "q");
+    known(k, "k");
+    known(v, "v");
+    known(out, "out");
+    known(table, "block_table");
+    known(used, "seqused_k");
+    known(cu_seqlens, "cu_seqlens_q");
+    AttentionInputs inputs;
+    inputs.q = contiguous_view(q.data(), DType::kFloat16, {80, 1, 32});
+    inputs.k = contiguous_view(k.data(), DType::kFloat16, {6, 16, 1, 32});
+    inputs.v = contiguous_view(v.data(), DType::kFloat16, {6, 16, 1, 32});
+    inputs.block_table = contiguous_view(table.data(), DType::kInt32, {2, 3});
+    inputs.seqused_k = contiguous_view(used.data(), DType::kInt32, {2});
+    inputs.cu_seqlens_q = contiguous_view(cu_seqlens.data(), DType::kInt32, {3});
+    AttentionOutputs outputs;
+    outputs.out = contiguous_view(out.data(), DType::kFloat16, {80, 1, 32});
+    const Result<Problem> problem = validate_forward(inputs, outputs, {}, Check::kCall);
+    ASSERT_TRUE(problem.ok()) << problem.status().message();
+    for (std::vector<int32_t>* array : {&table, &used, &cu_seqlens}) {
+      const std::vector<int32_t> truth = *array;
+      (*array)[1] = lie;
+      Report report;
+      (void)emulator::run_forward(device, *problem, &report);
+      EXPECT_TRUE(report.completed);
+      EXPECT_FALSE(report.has(Fault::kOutOfBounds)) << report.text();
+      *array = truth;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace attentile::cuda::test
