@@ -19,6 +19,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "tests/cuda/kernels/compile.cu"
+FORWARD = ROOT / "tests/cuda/kernels/forward.cu"
+NUM_FORWARD = 16
 ARCHITECTURES = (80, 90)
 SKIPPED = 77
 MAX_REGISTERS = 128
@@ -61,35 +63,50 @@ def resources(log):
 
 
 def readable(name):
+    forward = re.search(r"Forward.*Li(\d+)ELb(\d)E", name)
+    if forward:
+        options = ", options" if forward.group(2) == "1" else ""
+        types = "bf16" if "BFloat16" in name else "f16"
+        return f"Forward {types} {forward.group(1)}{options}"
     found = re.search(r"test\d+(Gemm|Instructions)", name)
     types = "bf16" if "BFloat16" in name else "f16"
     row_major = " row-major b" if "Lb1E" in name else ""
     return f"{found.group(1) if found else name} {types}{row_major}"
 
 
-def check(architecture, folder):
-    findings = []
-    compiled = nvcc(architecture, "-cubin", "-Xptxas", "-v", SOURCE, "-o",
-                    folder / f"sm{architecture}.cubin")
+def compile_kernels(architecture, source, folder, limits):
+    """Compiles one source to a cubin and PTX; (findings, PTX). limits: kernels, registers."""
+    expected, most_registers = limits
+    name = f"sm_{architecture} {source.name}"
+    compiled = nvcc(architecture, "-cubin", "-Xptxas", "-v", source, "-o",
+                    folder / f"{source.stem}_sm{architecture}.cubin")
     if compiled.returncode != 0 or "warning" in compiled.stderr:
-        return [f"sm_{architecture}: nvcc failed:\n{compiled.stdout}{compiled.stderr}"]
+        return [f"{name}: nvcc failed:\n{compiled.stdout}{compiled.stderr}"], ""
+    findings = []
     kernels = list(resources(compiled.stderr))
-    if len(kernels) != 5:
-        findings.append(f"sm_{architecture}: {len(kernels)} kernels, expected 5")
-    for name, registers, stack, spilled in kernels:
-        print(f"sm_{architecture}  {readable(name):24}{registers:4} registers{spilled:4} spilled")
-        if stack or spilled or registers > MAX_REGISTERS:
-            findings.append(f"sm_{architecture}: {readable(name)}: {registers} registers, "
+    if len(kernels) != expected:
+        findings.append(f"{name}: {len(kernels)} kernels, expected {expected}")
+    for kernel, registers, stack, spilled in sorted(kernels, key=lambda k: readable(k[0])):
+        print(f"sm_{architecture}  {readable(kernel):26}{registers:4} registers"
+              f"{spilled:4} spilled", flush=True)
+        if stack or spilled or registers > most_registers:
+            findings.append(f"{name}: {readable(kernel)}: {registers} registers, "
                             f"{stack} bytes of stack, {spilled} spilled")
-    ptx = folder / f"sm{architecture}.ptx"
-    nvcc(architecture, "-ptx", SOURCE, "-o", ptx)
+    ptx = folder / f"{source.stem}_sm{architecture}.ptx"
+    nvcc(architecture, "-ptx", source, "-o", ptx)
     text = ptx.read_text()
-    wanted = INSTRUCTIONS + (ONLY_SM90 if architecture >= 90 else [])
-    findings += [f"sm_{architecture}: no {word} in the PTX" for word in wanted if word not in text]
     # Sites and their strings exist on the host only.
     if ".h\"" in text or "call.uni" in text:
-        findings.append(f"sm_{architecture}: a wrapper was not inlined")
-    return findings
+        findings.append(f"{name}: a wrapper was not inlined")
+    return findings, text
+
+
+def check(architecture, folder):
+    findings, text = compile_kernels(architecture, SOURCE, folder, (5, MAX_REGISTERS))
+    wanted = INSTRUCTIONS + (ONLY_SM90 if architecture >= 90 else [])
+    findings += [f"sm_{architecture}: no {word} in the PTX" for word in wanted if word not in text]
+    forward, _ = compile_kernels(architecture, FORWARD, folder, (NUM_FORWARD, 255))
+    return findings + forward
 
 
 def main():

@@ -217,7 +217,7 @@ TEST(Forward, LargeLogits) {
   }
 }
 
-// Whole tiles, so that every count is known.
+// Whole tiles, so that every count is known; prints them for docs/kernels/forward_sm80.md.
 TEST(Forward, CountsAndNoBankConflicts) {
   for (const int64_t head_dim : {32, 64, 96, 128, 192, 256}) {
     Case c = forward_case();
@@ -233,6 +233,12 @@ TEST(Forward, CountsAndNoBankConflicts) {
     EXPECT_EQ(report.total.global_read_bytes, 2 * d * (128 + 2 * 192));
     EXPECT_EQ(report.total.global_read_sectors * 32, report.total.global_read_bytes);
     EXPECT_EQ(report.total.global_written_bytes, 128 * (2 * d + 4));
+    const auto print = [](uint64_t count) { return static_cast<unsigned long long>(count); };
+    std::printf(
+        "head_dim %3llu: mma %6llu, ex2 %6llu, wavefronts %6llu, conflicts %llu, read %llu\n",
+        print(d), print(report.total.mma), print(report.total.ex2),
+        print(report.total.shared_wavefronts), print(report.total.bank_conflicts),
+        print(report.total.global_read_bytes));
   }
 }
 

@@ -144,16 +144,15 @@ struct Forward {
       cp_async_wait_group<0>();
       bar_sync();  // K (and Q) is there; all have read V
       load_keys(p, arena.task.load(), p.v, k0, arena.v);
-      const TileClass tile_class = classify(p, arena.task.load(), k0);
       Scores s;
-      s.at = {first_query(arena.task.load()), k0, opaque(lane_idx())};
-      const bool hidden = all(tile_class == TileClass::kHidden);
-      const bool partial = any(tile_class == TileClass::kPartial);
       multiply_queries(arena, s);  // also where all is hidden: to skip it takes registers
       cp_async_wait_group<0>();
       bar_sync();  // V is there; all have read K
       if (k0 + kTileN < k_end) load_keys(p, arena.task.load(), p.k, k0 + kTileN, arena.k);
-      if (hidden) continue;
+      const TileClass tile_class = classify(p, arena.task.load(), k0);
+      if (all(tile_class == TileClass::kHidden)) continue;
+      const bool partial = any(tile_class == TileClass::kPartial);
+      s.at = {first_query(arena.task.load()), k0, opaque(lane_idx())};
       weigh(p, arena.task, partial, s, rows);
       const Weights weights = round_weights(s);
       if (isolate && partial) {
@@ -192,8 +191,9 @@ struct Forward {
   // S [kWarpRows, kTileN] = Q K^T. A fragment 16 rows further down a tile lies 16 rows of a panel
   // further on, as the swizzle repeats every 8.
   ATTENTILE_DEVICE static void multiply_queries(const Arena& arena, Scores& s) {
-    const Position at_q = ldmatrix_a(static_cast<int>(s.at.lane));
-    const Position at_k = ldmatrix_b(static_cast<int>(s.at.lane));
+    const int lane = static_cast<int>(opaque(lane_idx()));
+    const Position at_q = ldmatrix_a(lane);
+    const Position at_k = ldmatrix_b(lane);
     const uint32_t warp_rows = arena.task.load().warp * kWarpRows * QueryTile::kPanelBytes;
     ATTENTILE_UNROLL
     for (int m = 0; m < kRowTiles; ++m) {

@@ -108,25 +108,26 @@ struct StoreRows {
   bool in_chunks = false;
 };
 
-// The warp's lanes store rows [first, first + out.count) of the tile.
+// The warp's lanes store rows [first, first + out.count) of the tile, panel by panel.
 template <class T, int kRows, int kColumns>
 ATTENTILE_DEVICE void store_rows(SharedTile<T, kRows, kColumns> tile, int first,
                                  const StoreRows<T>& out) {
-  constexpr int kRowChunks = kColumns / kChunk;
-  for (int chunk = static_cast<int>(lane_idx()); chunk < out.count * kRowChunks;
-       chunk += kWarpSize) {
-    const int row = chunk / kRowChunks;
-    const int column = chunk % kRowChunks * kChunk;
+  using Map = ChunkMap<kWarpSize, SharedTile<T, kRows, kColumns>, T>;
+  const int lane = static_cast<int>(lane_idx());
+  for (int panel = 0; panel < kColumns; panel += Map::kPanelColumns) {
+    const int column = panel + lane % Map::kRowThreads * kChunk;
     if (column >= out.columns) continue;
-    const auto values = ld_shared<Chunk<T>>(tile.at(first + row, column));
-    T* to = out.to + row * out.row_stride + column * out.column_stride;
-    if (out.in_chunks && column + kChunk <= out.columns) {
-      st_global_cs(reinterpret_cast<Chunk<T>*>(to), values);
-      continue;
-    }
-    ATTENTILE_UNROLL
-    for (int e = 0; e < kChunk; ++e) {
-      if (column + e < out.columns) st_global_cs(to + e * out.column_stride, values.element[e]);
+    for (int row = lane / Map::kRowThreads; row < out.count; row += Map::kRowStep) {
+      const auto values = ld_shared<Chunk<T>>(tile.at(first + row, column));
+      T* to = out.to + row * out.row_stride + column * out.column_stride;
+      if (out.in_chunks && column + kChunk <= out.columns) {
+        st_global_cs(reinterpret_cast<Chunk<T>*>(to), values);
+        continue;
+      }
+      ATTENTILE_UNROLL
+      for (int e = 0; e < kChunk; ++e) {
+        if (column + e < out.columns) st_global_cs(to + e * out.column_stride, values.element[e]);
+      }
     }
   }
 }
