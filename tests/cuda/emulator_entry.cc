@@ -28,12 +28,7 @@ void register_view(Device& device, const TensorView& view, const emulator::Regio
 
 }  // namespace
 
-Status emulate_forward(const AttentionInputs& inputs, const AttentionOutputs& outputs,
-                       const AttentionOptions& options, const emulator::Options& device_options,
-                       emulator::Report* report) {
-  const Result<Problem> problem = validate_forward(inputs, outputs, options, Check::kCall);
-  if (!problem.ok()) return problem.status();
-  Device device(device_options);
+void register_call(Device& device, const AttentionInputs& inputs, const AttentionOutputs& outputs) {
   const std::pair<const char*, const TensorView*> read[] = {
       {"q", &inputs.q},
       {"k", &inputs.k},
@@ -54,6 +49,15 @@ Status emulate_forward(const AttentionInputs& inputs, const AttentionOutputs& ou
   }
   register_view(device, outputs.out, {.name = "out", .initialised = false});
   register_view(device, outputs.lse, {.name = "lse", .initialised = false});
+}
+
+Status emulate_forward(const AttentionInputs& inputs, const AttentionOutputs& outputs,
+                       const AttentionOptions& options, const emulator::Options& device_options,
+                       emulator::Report* report) {
+  const Result<Problem> problem = validate_forward(inputs, outputs, options, Check::kCall);
+  if (!problem.ok()) return problem.status();
+  Device device(device_options);
+  register_call(device, inputs, outputs);
   return emulator::run_forward(device, *problem, report);
 }
 

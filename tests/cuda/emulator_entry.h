@@ -8,6 +8,10 @@
 
 namespace attentile::cuda::test {
 
+// Makes the tensors of a forward call known to a device: inputs to be read, outputs to be written.
+void register_call(emulator::Device& device, const AttentionInputs& inputs,
+                   const AttentionOutputs& outputs);
+
 // A forward call on an emulated device that knows the memory of these views and no other.
 Status emulate_forward(const AttentionInputs& inputs, const AttentionOutputs& outputs,
                        const AttentionOptions& options, const emulator::Options& device_options,

@@ -7,6 +7,7 @@
 #include "conformance/call_testing.h"
 #include "cuda/emulator/forward.h"
 #include "cuda/emulator_entry.h"
+#include "cuda/forward_kernels.h"
 #include "cuda/make_params.h"
 #include "cuda/numerics.h"
 #include "cuda/support.h"
@@ -102,6 +103,32 @@ TEST(Forward, RefusesByName) {
               c.block_size_q = c.block_size_k = 16;
             }),
             "block_mask: is given, but the CUDA kernels have no block patterns");
+}
+
+// head_dim 96 has a kernel with options and one without, whose warps share a tile in another way.
+TEST(Forward, BothKernelsOfAClassGiveTheSameBits) {
+  Case c = conformance::base_case(DType::kFloat16);
+  c.backward = false;
+  c.causal = true;
+  c.batch = 1;
+  c.seqlen_q = 150;
+  c.seqlen_k = 170;
+  c.head_dim = c.head_dim_v = 90;
+  const Values values = make_values(c);
+  const auto results = [&]<class Kernel>() {
+    conformance::PlacedCall call(c, values, empty_results(c, values), 1);
+    const Result<Problem> problem =
+        validate_forward(call.inputs(), call.outputs(), options_of(c), Check::kCall);
+    Device device;
+    register_call(device, call.inputs(), call.outputs());
+    const ForwardParams params = make_forward_params(*problem);
+    const uint32_t blocks = static_cast<uint32_t>(forward_blocks<Kernel>(params));
+    const Report report = device.launch<Kernel>({blocks}, Kernel::kSharedBytes, params);
+    EXPECT_TRUE(report.clean()) << report.text();
+    return call.results();
+  };
+  EXPECT_TRUE(conformance::same_bits(results.operator()<Forward<Float16, 96, true>>(),
+                                     results.operator()<Forward<Float16, 96, false>>()));
 }
 
 // Nobody checks index arrays in device memory: whatever they hold, no access leaves its tensor.
