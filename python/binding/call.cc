@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "openmp.h"
 #include "tensor.h"
 
 namespace attentile::python {
@@ -121,9 +122,9 @@ struct Poll {
   throw nb::python_error();
 }
 
-// Runs body(context) without the interpreter's lock.
+// Runs body(context) without the interpreter's lock; tensors of torch on torch's threads.
 template <class Body>
-void run(int num_threads, nb::handle progress, Body body) {
+void run(const Borrowed& memory, int num_threads, nb::handle progress, Body body) {
   if (!progress.is_none() && !PyCallable_Check(progress.ptr())) {
     throw nb::type_error("progress: cannot be called, expected a function of one number");
   }
@@ -132,6 +133,8 @@ void run(int num_threads, nb::handle progress, Body body) {
   context.num_threads = num_threads;
   context.poll = Poll::call;
   context.poll_data = &poll;
+  Executor executor;
+  if (memory.has_tabled() && openmp_executor(num_threads, &executor)) context.executor = &executor;
   Status status;
   {
     nb::gil_scoped_release unlocked;
@@ -175,7 +178,7 @@ nb::dict facts(const Plan& plan) {
 void forward(nb::tuple tensors, const Options& options, int num_threads, nb::object progress) {
   Borrowed memory;
   const Call call = read_call(tensors, true, options, memory);
-  run(num_threads, progress, [&](const ExecutionContext& context) {
+  run(memory, num_threads, progress, [&](const ExecutionContext& context) {
     return attention_forward(call.inputs, call.outputs, options.attention, context);
   });
 }
@@ -186,7 +189,7 @@ void backward(nb::tuple tensors, nb::tuple gradients, const Options& options, in
   const Call call = read_call(tensors, false, options, memory);
   AttentionGradients grads;
   read_group(gradients, true, kGradientSlots, options.heads_second, grads, memory);
-  run(num_threads, progress, [&](const ExecutionContext& context) {
+  run(memory, num_threads, progress, [&](const ExecutionContext& context) {
     return attention_backward(call.inputs, call.outputs, grads, options.attention, context);
   });
 }
@@ -207,7 +210,7 @@ void merge(nb::list parts, nb::tuple result, bool heads_second_layout, int num_t
   };
   for (nb::handle pair : parts) states.push_back(state(pair, false));
   const PartialState merged = state(result, true);
-  run(num_threads, nb::none(),
+  run(memory.back(), num_threads, nb::none(),
       [&](const ExecutionContext& context) { return attentile::merge(states, merged, context); });
 }
 

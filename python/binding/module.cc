@@ -10,6 +10,7 @@
 #include "cpu/cpu_info.h"
 #include "cpu/executor.h"
 #include "cpu/peak.h"
+#include "openmp.h"
 #include "options.h"
 #ifdef ATTENTILE_HAVE_JAX
 #include "jax.h"
@@ -74,6 +75,7 @@ NB_MODULE(_core, module) {
              nb::arg("num_threads"));
   module.def("plan", plan, nb::arg("tensors"), nb::arg("gradients").none(), nb::arg("options"),
              nb::arg("num_threads"));
+  module.def("use_openmp", use_openmp, nb::arg("path"));
   module.def("machine_facts", machine_facts, nb::arg("measure"));
 #ifdef ATTENTILE_HAVE_JAX
   bind_jax(module);

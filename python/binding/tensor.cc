@@ -200,6 +200,7 @@ TensorView Borrowed::read(const char* name, nb::handle object) {
       refuse(name, "of layout " + quoted(object.attr("layout")), "a dense tensor");
     }
     if (t.device.device_type != kCpuDevice) require_cpu(name, object);
+    has_tabled_ = true;
     return view_of(name, t, object);
   }
   if (nb::isinstance<nb::tuple>(object)) return described(name, object);

@@ -87,8 +87,12 @@ class _Saved(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None,
                 sink: Tensor | None, call: _Call) -> Any:
         out, lse = _run_forward(q, k, v, call)
-        ctx.save_for_backward(q, k, v, out, lse, *call.optional)
-        ctx.call = call._replace(optional=())
+        if call.optional:
+            ctx.save_for_backward(q, k, v, out, lse, *call.optional)
+            call = call._replace(optional=())
+        else:
+            ctx.save_for_backward(q, k, v, out, lse)
+        ctx.call = call
         if not call.with_lse:
             return out
         ctx.set_materialize_grads(False)
@@ -111,6 +115,10 @@ class _Saved(torch.autograd.Function):
         _core.backward((q, k, v, out, lse, None, *optional), (dout, *gradients[:3], dlse,
                        *gradients[3:]), options, threads, progress)
         return (*gradients, None)
+
+
+# Past the checks that Function.apply makes for torch.func: nobody looks on at an eager call.
+_apply_saved = super(torch.autograd.Function, _Saved).apply
 
 
 def _operator_backward(needs: Any, scalars: dict[str, Any], *tensors: Any) -> tuple[Any, ...]:
@@ -313,7 +321,7 @@ def attention(
 
 def _eager(q: Tensor, k: Tensor, v: Tensor, bias: Any, sink: Any, call: _Call) -> Any:
     if _wants_gradient(q, k, v, bias, sink):
-        return _Saved.apply(  # type: ignore[no-untyped-call,unused-ignore]
+        return _apply_saved(  # type: ignore[no-untyped-call]
             q, k, v, bias, sink, call)
     if call.with_lse:
         return _run_forward(q, k, v, call)
