@@ -194,7 +194,11 @@ SCALARS: list[Bad] = [
     ("unknown_tensor", attend(attn_mask=np.ones((5, 6), bool)), TypeError, "attn_mask"),
     ("threads_negative", attend(num_threads=-1), ValueError, "num_threads: is -1"),
     ("threads_5000", attend(num_threads=5000), ValueError, "num_threads: is 5000"),
-    ("threads_a_word", attend(num_threads="all"), TypeError, "num_threads"),
+    ("threads_a_word", attend(num_threads="all"), TypeError,
+     "num_threads: was 'all', expected an integer"),
+    ("threads_a_fraction", attend(num_threads=1.5), TypeError, "num_threads: was 1.5, expected"),
+    ("threads_beyond_int", attend(num_threads=1 << 40), TypeError, "num_threads: was 1099511627776"),
+    ("threads_none", attend(num_threads=None), TypeError, "num_threads: was None, expected"),
     ("progress_a_number", attend(progress=3), TypeError, "progress"),
 ]
 
