@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where a thread stands: its place in the block (CTA), the block's place in the grid, its lane and
+// warp. Blocks are one-dimensional; grids have up to three dimensions.
+#pragma once
+
+#include "cuda/device/config.h"
+
+namespace attentile::cuda {
+
+// Number of this thread in its block, in [0, block_threads()).
+ATTENTILE_DEVICE uint32_t thread_idx() {
+#if ATTENTILE_PTX
+  return threadIdx.x;
+#else
+  return emulator::thread_idx();
+#endif
+}
+
+ATTENTILE_DEVICE uint32_t block_threads() {
+#if ATTENTILE_PTX
+  return blockDim.x;
+#else
+  return emulator::block_threads();
+#endif
+}
+
+ATTENTILE_DEVICE Dim3 block_idx() {
+#if ATTENTILE_PTX
+  return {blockIdx.x, blockIdx.y, blockIdx.z};
+#else
+  return emulator::block_idx();
+#endif
+}
+
+ATTENTILE_DEVICE Dim3 grid_dim() {
+#if ATTENTILE_PTX
+  return {gridDim.x, gridDim.y, gridDim.z};
+#else
+  return emulator::grid_dim();
+#endif
+}
+
+ATTENTILE_DEVICE uint32_t lane_idx() {
+  return thread_idx() % kWarpSize;
+}
+
+// Number of this warp in its block. On the device one lane's value is broadcast, which tells the
+// compiler that branches on it do not diverge.
+ATTENTILE_DEVICE uint32_t warp_idx() {
+#if ATTENTILE_PTX
+  return __shfl_sync(0xFFFFFFFFu, threadIdx.x / kWarpSize, 0);
+#else
+  return emulator::thread_idx() / kWarpSize;
+#endif
+}
+
+}  // namespace attentile::cuda

@@ -1,0 +1,112 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""The kernels that the emulator runs also compile for GPUs: nvcc, sm_80 and sm_90, no warning, no
+spill, no stack; and the wrappers of the device layer become the instructions they are named after.
+
+    check_cuda_compile.py [--keep FOLDER]
+
+Prints registers and spills of every kernel. Exits 77, which ctest counts as skipped, with a
+sentence where there is no nvcc.
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "tests/cuda/kernels/compile.cu"
+ARCHITECTURES = (80, 90)
+SKIPPED = 77
+MAX_REGISTERS = 128
+
+# What the PTX of every architecture holds, and of sm_90 besides.
+INSTRUCTIONS = """
+ldmatrix.sync.aligned.m8n8.x1.shared ldmatrix.sync.aligned.m8n8.x2.shared
+ldmatrix.sync.aligned.m8n8.x4.shared ldmatrix.sync.aligned.m8n8.x1.trans
+ldmatrix.sync.aligned.m8n8.x2.trans ldmatrix.sync.aligned.m8n8.x4.trans
+mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32
+mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32
+mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32
+cp.async.cg.shared.global cp.async.ca.shared.global cp.async.commit_group cp.async.wait_group
+bar.arrive shfl.sync.bfly shfl.sync.idx shfl.sync.down shfl.sync.up
+redux.sync.add redux.sync.min redux.sync.max vote.sync.ballot vote.sync.any vote.sync.all
+ex2.approx.ftz.f32 lg2.approx.ftz.f32 rcp.approx.ftz.f32 tanh.approx.f32 max.NaN.f32
+cvt.rn.f16x2.f32 cvt.rn.bf16x2.f32 cvt.rna.tf32.f32 cvt.f32.f16
+ld.shared.b32 ld.shared.v2.b32 ld.shared.v4.b32 st.shared.b32 st.shared.v2.b32 st.shared.v4.b32
+ld.global.nc ld.global.cs st.global.cs atom.acq_rel.gpu.global.add.s32
+ld.acquire.gpu.global.s32 st.release.gpu.global.s32
+""".split()
+ONLY_SM90 = ["stmatrix.sync.aligned.m8n8.x1", "stmatrix.sync.aligned.m8n8.x2",
+             "stmatrix.sync.aligned.m8n8.x4"]
+
+
+def nvcc(architecture, *arguments):
+    command = ["nvcc", "-std=c++20", f"-arch=sm_{architecture}", "--expt-relaxed-constexpr",
+               "-fmad=false", "-Werror", "all-warnings", "-Xcompiler", "-Wall,-Wextra,-Wno-psabi",
+               "-I", ROOT / "src", "-I", ROOT / "include", "-I", ROOT / "tests", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def resources(log):
+    """(kernel, registers, stack bytes, spilled bytes) of each kernel that ptxas lists."""
+    pattern = (r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill "
+               r"stores, (\d+) bytes spill loads.*?Used (\d+) registers")
+    for match in re.finditer(pattern, log, re.DOTALL):
+        name, stack, stores, loads, registers = match.groups()
+        yield name, int(registers), int(stack), int(stores) + int(loads)
+
+
+def readable(name):
+    found = re.search(r"test\d+(Gemm|Instructions)", name)
+    types = "bf16" if "BFloat16" in name else "f16"
+    row_major = " row-major b" if "Lb1E" in name else ""
+    return f"{found.group(1) if found else name} {types}{row_major}"
+
+
+def check(architecture, folder):
+    findings = []
+    compiled = nvcc(architecture, "-cubin", "-Xptxas", "-v", SOURCE, "-o",
+                    folder / f"sm{architecture}.cubin")
+    if compiled.returncode != 0 or "warning" in compiled.stderr:
+        return [f"sm_{architecture}: nvcc failed:\n{compiled.stdout}{compiled.stderr}"]
+    kernels = list(resources(compiled.stderr))
+    if len(kernels) != 5:
+        findings.append(f"sm_{architecture}: {len(kernels)} kernels, expected 5")
+    for name, registers, stack, spilled in kernels:
+        print(f"sm_{architecture}  {readable(name):24}{registers:4} registers{spilled:4} spilled")
+        if stack or spilled or registers > MAX_REGISTERS:
+            findings.append(f"sm_{architecture}: {readable(name)}: {registers} registers, "
+                            f"{stack} bytes of stack, {spilled} spilled")
+    ptx = folder / f"sm{architecture}.ptx"
+    nvcc(architecture, "-ptx", SOURCE, "-o", ptx)
+    text = ptx.read_text()
+    wanted = INSTRUCTIONS + (ONLY_SM90 if architecture >= 90 else [])
+    findings += [f"sm_{architecture}: no {word} in the PTX" for word in wanted if word not in text]
+    # Sites and their strings exist on the host only.
+    if ".h\"" in text or "call.uni" in text:
+        findings.append(f"sm_{architecture}: a wrapper was not inlined")
+    return findings
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keep", metavar="FOLDER", help="leave PTX and cubins there")
+    arguments = parser.parse_args()
+    if shutil.which("nvcc") is None:
+        print("nvcc was not found: the CUDA kernels were not compiled")
+        return SKIPPED
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(arguments.keep or temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        findings = [finding for arch in ARCHITECTURES for finding in check(arch, folder)]
+    print("\n".join(findings + [f"{len(findings)} findings"]))
+    return 1 if findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
