@@ -197,7 +197,7 @@ SCALARS: list[Bad] = [
     ("threads_a_word", attend(num_threads="all"), TypeError,
      "num_threads: was 'all', expected an integer"),
     ("threads_a_fraction", attend(num_threads=1.5), TypeError, "num_threads: was 1.5, expected"),
-    ("threads_beyond_int", attend(num_threads=1 << 40), TypeError, "num_threads: was 1099511627776"),
+    ("threads_beyond_int", attend(num_threads=1 << 40), TypeError, "num_threads: was 1099"),
     ("threads_none", attend(num_threads=None), TypeError, "num_threads: was None, expected"),
     ("progress_a_number", attend(progress=3), TypeError, "progress"),
 ]
