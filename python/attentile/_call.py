@@ -72,7 +72,8 @@ def make_options(scalars: dict[str, Any]) -> _core.Options:
         return _core.Options(**scalars)
     if found is None:
         found = _core.Options(**scalars)
-        if "dropout_seed" not in scalars and all(type(v) in _CACHED for v in scalars.values()):
+        plain = all(type(value) in PLAIN_SCALARS for value in scalars.values())
+        if plain and "dropout_seed" not in scalars:
             if len(_made) >= 1024:
                 _made.clear()
             _made[key] = found
@@ -80,7 +81,7 @@ def make_options(scalars: dict[str, Any]) -> _core.Options:
 
 
 # Types whose equality means equality for the binding.
-_CACHED = frozenset((int, float, bool, str, type(None)))
+PLAIN_SCALARS = frozenset((int, float, bool, str, type(None)))
 
 
 def split(keywords: Any) -> tuple[list[Any], dict[str, Any]]:

@@ -26,12 +26,11 @@ struct Runtime {
 Runtime runtime;
 std::atomic<bool> present{false};
 
-// Asks for no fewer threads than the runtime's usual team: it ends those that a smaller team leaves
-// over, and would start them again for the next operator. Who is too many returns at once.
-void run_team(void* /*context*/, int num_threads, void (*task)(void*), void* argument) {
-  const int usual = runtime.max_threads();
-  runtime.parallel(task, argument, static_cast<unsigned>(num_threads < usual ? usual : num_threads),
-                   0);
+// The runtime's usual team, of which the call's threads are a part: a smaller one would end the
+// threads that are left over, and start them again for the next operator. Who is too many returns
+// at once.
+void run_team(void* /*context*/, int /*num_threads*/, void (*task)(void*), void* argument) {
+  runtime.parallel(task, argument, 0, 0);
 }
 
 }  // namespace
@@ -54,6 +53,7 @@ bool use_openmp(const char* path) {
 bool openmp_executor(int num_threads, Executor* executor) {
   if (!present || num_threads == 1 || cpu::fork_generation() != runtime.generation) return false;
   const int threads = num_threads == 0 ? cpu::usable_cores() : num_threads;
+  if (threads > runtime.max_threads()) return false;
   *executor = {.num_threads = threads, .parallel = run_team};
   return true;
 }

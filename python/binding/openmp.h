@@ -14,7 +14,8 @@ namespace attentile::python {
 bool use_openmp(const char* path);
 
 // Fills in the executor of a call on up to num_threads threads, 0 for all cores. False, and no
-// change: no runtime was taken, one thread is enough, or this is a forked process, where the
+// change: no runtime was taken; one thread is enough; they are more than the runtime's usual team,
+// which it ends the process for if they cannot be had; or this is a forked process, where the
 // runtime's threads are gone and it would wait for them.
 bool openmp_executor(int num_threads, Executor* executor);
 

@@ -16,12 +16,14 @@
 
 #include "cpu/float_environment.h"
 #include "cpu/thread_pool.h"
+#include "cpu/turnstile.h"
 #include "memory.h"
 
 namespace attentile::cpu {
 namespace {
 
 constexpr std::chrono::milliseconds kPollInterval{10};
+constexpr int kJoinSpins = 4096;  // some 100 us
 
 int clamp_workers(int64_t workers) {
   if (workers < 1) return 1;
@@ -75,7 +77,7 @@ class TicketJob {
   // The calling thread's part; returns when no helper runs and none will.
   Status run() {
     Progress& progress = *work_.progress;
-    const uint32_t generation = fork_generation();
+    const uint32_t generation = generation_ = fork_generation();
     progress.has_helpers_ = true;
     if (fork_join_ != nullptr) run_members(*fork_join_);
     take_tickets(0);
@@ -149,13 +151,13 @@ class TicketJob {
     }
   }
 
+  // The calling thread leaves last, since it can poll here and not in the runtime's own join.
   static void run_member(void* self) {
     TicketJob& job = *static_cast<TicketJob*>(self);
-    if (pthread_equal(pthread_self(), job.caller_) != 0) {
-      job.take_tickets(0);
-    } else {
-      job.help();
-    }
+    if (pthread_equal(pthread_self(), job.caller_) == 0) return job.help();
+    job.take_tickets(0);
+    for (int spins = 0; spins < kJoinSpins && job.running_.load() > 0; ++spins) spin_pause();
+    job.wait_for_helpers(job.generation_);
   }
 
   void help() {
@@ -204,12 +206,13 @@ class TicketJob {
   alignas(kCacheLineBytes) std::atomic<int64_t> next_{0};
   alignas(kCacheLineBytes) std::mutex mutex_;  // guards the next three
   bool closed_ = false;
-  int running_ = 0;
+  std::atomic<int> running_{0};
   int last_worker_ = 0;
   std::condition_variable helpers_done_;
   PoolRequest request_;
   ThreadPool* pool_ = nullptr;
   const Executor* fork_join_ = nullptr;
+  uint32_t generation_ = 0;  // of the process that called
 };
 
 int usable_cores() {

@@ -207,6 +207,23 @@ TEST(ForkJoinExecutor, PollRunsOnTheCallingThreadAndCancels) {
   EXPECT_LT(tasks, 10000);
 }
 
+TEST(ForkJoinExecutor, PollsWhileAHelperIsStillAtWork) {
+  int extra = 0;
+  Executor executor{.context = &extra, .num_threads = 2, .parallel = fork_and_join};
+  PollLog log;
+  ExecutionContext context = log.context();
+  context.executor = &executor;
+  std::atomic<bool> helping{false};
+  EXPECT_TRUE(run(context, 2, 2, [&](int64_t, int worker, Progress&) {
+                if (worker != 0) {
+                  helping = true;
+                  busy_wait(milliseconds(300));
+                }
+                while (!helping) std::this_thread::yield();
+              }).ok());
+  EXPECT_GE(log.calls, 6);  // one about every 10 ms
+}
+
 TEST(CallersExecutor, AThrowingSubmitIsNoError) {
   // What it queued before it threw nobody knows, so the job's record stays allocated; here the
   // submitted task is kept and run later, which lets go of it.

@@ -91,6 +91,46 @@ def test_progress_is_called_on_the_calling_thread_and_may_raise() -> None:
         same_bits("inner", out, attentile.torch.attention(small, small, small))
 
 
+def test_more_threads_than_can_be_had() -> None:
+    """libgomp would end the process; the library's own pool goes on with what it gets."""
+    result = run(_COUNTED + """
+import resource
+resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
+many = torch.randn(1, 64, 2048, 8)
+want = attentile.torch.attention(many, many, many, num_threads=1)
+got = attentile.torch.attention(many, many, many, num_threads=4096)
+print(torch.equal(got, want))
+""")
+    assert result.returncode == 0 and result.stdout.strip() == "True", result.stderr
+
+
+def test_a_callback_may_fork() -> None:
+    """The child's call ends with an error, the parent's goes on."""
+    result = run(_COUNTED + """
+import signal
+children, long = [], torch.randn(1, 4000, 4, 64)
+def fork(fraction):
+    if not children:
+        children.append(os.fork())
+        if children[0] == 0: signal.alarm(60)
+try:
+    attentile.torch.attention(long, long, long, num_threads=2, progress=fork)
+except RuntimeError as error:
+    os._exit(7 if children == [0] and 'forked' in str(error) else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]))
+""")
+    assert result.returncode == 0 and result.stdout.strip() == "7", result.stderr
+
+
+def test_entries_of_numpy_keep_to_the_threads_of_torch() -> None:
+    result = run(_COUNTED + """
+torch.set_num_threads(1)
+attentile.merge([attentile.attention(q, q, q, return_lse=True)] * 2)
+print(threads() - before)
+""")
+    assert result.returncode == 0 and result.stdout.strip() == "0", result.stderr
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="fork of POSIX")
 def test_a_forked_process_does_not_wait_for_the_parents_team() -> None:
     result = run(_COUNTED + """

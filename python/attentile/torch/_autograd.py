@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 
 from attentile import _core
 from attentile._arrays import Gradients
-from attentile._call import POSITION, TENSORS, keys_of, make_options, split
+from attentile._call import PLAIN_SCALARS, POSITION, TENSORS, keys_of, make_options, split
 from attentile.torch import _ops
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ _is_compiling = torch.compiler.is_compiling
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _is_batched = torch._C._functorch.is_legacy_batchedtensor  # is_grads_batched=True
 _peek_functorch = torch._C._functorch.peek_interpreter_stack
+_jit_trace = torch._C._get_tracing_state
 
 
 def _alone(q: Any, k: Any, v: Any) -> bool:
@@ -43,6 +44,7 @@ def _alone(q: Any, k: Any, v: Any) -> bool:
     says of itself that its memory is to be read otherwise; the dispatcher resolves it."""
     return (type(q) in _PLAIN and type(k) in _PLAIN and type(v) in _PLAIN
             and not _is_compiling() and not _dispatch_modes() and _peek_functorch() is None
+            and _jit_trace() is None
             and not (q.is_neg() or k.is_neg() or v.is_neg()))
 
 
@@ -275,7 +277,7 @@ def attention(
     differentiable too; num_threads defaults to torch.get_num_threads(); dropout without a
     dropout_seed draws one from torch's generator. Works under autocast, torch.compile(fullgraph),
     torch.export, torch.func.grad and vmap; forward-mode derivatives raise NotImplementedError.
-    return_keep and progress are for eager calls.
+    return_keep, progress and num_threads are for eager calls.
     """
     optional, scalars = split(keywords) if keywords else ((), {})
     state = None
@@ -285,10 +287,12 @@ def attention(
                              "none: then both are drawn")
         state = draw_dropout_state()
     if not _alone(q, k, v) or forward_ad._current_level >= 0:
-        if return_keep or progress is not None:
-            raise ValueError("return_keep, progress: given in a traced or transformed call, "
-                             "expected only in eager calls on plain tensors")
+        if return_keep or progress is not None or num_threads is not None:
+            raise ValueError("return_keep, progress, num_threads: given in a traced or transformed "
+                             "call, expected only in eager calls on plain tensors")
         _require_tensors(q=q, k=k, v=v)
+        if not _is_compiling() and all(type(x) in PLAIN_SCALARS for x in scalars.values()):
+            make_options(scalars)  # refuses by name, as an eager call does
         if state is not None:
             optional = (*optional, *(None,) * (len(TENSORS) - len(optional)), state)
         out, lse = _ops.forward(q, k, v, *optional, **_ops.scalars_of(scalars))
