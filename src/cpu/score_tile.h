@@ -259,7 +259,7 @@ template <class Isa, class Real>
 inline void fill_bias(Worker<Isa, Real>& w, const Tile& t, Real* bias) {
   using V = Vec<Isa, Real>;
   const Array4& from = w.problem.bias;
-  const int64_t tile_bytes = t.keys * from.stride[3] * size_of(from.dtype);
+  const int64_t tile_bytes = from.stride[3] == 1 ? t.keys * size_of(from.dtype) : 0;
   const auto row = [&](int i, int k, int count) {
     const char* cell = from.at(t.b, t.h, t.q0 + i, t.k0 + k);
     return load_vector<Isa, Real>(cell, from.dtype, from.stride[3], count);
