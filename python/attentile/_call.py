@@ -105,11 +105,10 @@ def split(keywords: Any) -> tuple[list[Any], dict[str, Any]]:
 
 def lse_shape(q_shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
     """[batch, num_heads_q, seqlen_q]; packed [num_heads_q, total_q]."""
-    if len(q_shape) == 4 and layout != "bhsd":
-        return (q_shape[0], q_shape[2], q_shape[1])
-    if len(q_shape) == 3:
-        return (q_shape[1], q_shape[0])
-    return q_shape[:3]
+    if len(q_shape) == 4:
+        batch, rows, heads, _ = q_shape
+        return (batch, rows, heads) if layout == "bhsd" else (batch, heads, rows)
+    return (q_shape[1], q_shape[0]) if len(q_shape) == 3 else q_shape[:3]
 
 
 def keys_of(k_shape: tuple[int, ...], keywords: Any) -> int:

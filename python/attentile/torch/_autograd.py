@@ -37,6 +37,7 @@ _dispatch_modes = torch._C._len_torch_dispatch_stack
 _is_batched = torch._C._functorch.is_legacy_batchedtensor  # is_grads_batched=True
 _peek_functorch = torch._C._functorch.peek_interpreter_stack
 _jit_trace = torch._C._get_tracing_state
+_is_any_autocast = torch._C._is_any_autocast_enabled
 
 
 def _alone(q: Any, k: Any, v: Any) -> bool:
@@ -76,9 +77,9 @@ class _Call(NamedTuple):
 
 
 def _run_forward(q: Tensor, k: Tensor, v: Tensor, call: _Call) -> tuple[Tensor, Tensor]:
-    optional, options, layout, threads, progress, *_ = call
-    out, lse = _ops.new_out(q, v), _ops.new_lse(q, layout)
-    _core.forward((q, k, v, out, lse, None, *optional), options, threads, progress)
+    out, lse = _ops.new_out(q, v), _ops.new_lse(q, call.layout)
+    _core.forward((q, k, v, out, lse, None, *call.optional), call.options, call.threads,
+                  call.progress)
     return out, lse
 
 
@@ -297,7 +298,7 @@ def attention(
             optional = (*optional, *(None,) * (len(TENSORS) - len(optional)), state)
         out, lse = _ops.forward(q, k, v, *optional, **_ops.scalars_of(scalars))
         return (out, lse) if return_lse else out
-    if torch.is_autocast_enabled("cpu"):
+    if _is_any_autocast() and torch.is_autocast_enabled("cpu"):
         q, k, v = _autocast((q, k, v))
     if state is not None:
         seed, offset = state.tolist()
