@@ -149,7 +149,8 @@ void run(const Borrowed& memory, nb::handle num_threads, nb::handle progress, Bo
   context.poll_data = &poll;
   Executor executor;
   // A callback may fork, and OpenMP's threads do not survive that.
-  if (memory.has_tabled() && progress.is_none() && openmp_executor(context.num_threads, &executor)) {
+  if (memory.has_tabled() && progress.is_none() &&
+      openmp_executor(context.num_threads, &executor)) {
     context.executor = &executor;
   }
   Status status;

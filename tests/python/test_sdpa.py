@@ -209,18 +209,6 @@ def test_last_dispatch() -> None:
     assert "outside" in outside.why
 
 
-def test_last_dispatch_is_of_this_scope_and_of_calls_that_returned() -> None:
-    q, k, v = tokens(1, 2, 5, 8)
-    with sdpa():
-        attend(q, k, v)
-        with pytest.raises(ValueError, match="dropout_p"):
-            attend(q, k, v, dropout_p=1.5)
-        assert last_dispatch() is None
-        attend(q, k, v)
-    with sdpa():
-        assert last_dispatch() is None
-
-
 @pytest.mark.parametrize(("name", "why"), [
     ("complex", "complex64"), ("meta", "meta"), ("nested", ""), ("jagged", ""),
     ("head_dim 600", "600")])
