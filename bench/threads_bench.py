@@ -53,8 +53,9 @@ def main() -> None:
     rounds = parser.parse_args().rounds
 
     contenders: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
-        "torch": contextlib.nullcontext, "own pool": functools.partial(on_threads, ""),
-                  "torch's threads": functools.partial(on_threads, attentile.torch.OPENMP)}
+        "torch": contextlib.nullcontext,
+        "own pool": functools.partial(on_threads, ""),
+        "torch's threads": functools.partial(on_threads, attentile.torch.OPENMP)}
     print(f"{torch.get_num_threads()} threads; milliseconds, ratio to torch alone")
     print("tokens" + "".join(f"{name:>24}" for name in contenders))
     with torch.no_grad():
@@ -64,7 +65,7 @@ def main() -> None:
             for _ in range(rounds):
                 for name, context in contenders.items():
                     with context():
-                        run()  # threads of the contender before are asleep after this
+                        run()  # not timed: the contender before may still spin
                         begin = time.perf_counter()
                         run()
                         times[name].append(1e3 * (time.perf_counter() - begin))
