@@ -198,7 +198,10 @@ Status unwrap_executor(const attentile_executor* given, Context* result) {
   attentile_executor c = ATTENTILE_EXECUTOR_INIT;
   if (Status s = read_struct(given, "executor", &c); !s.ok()) return s;
   if (Status s = check_reserved("executor", c.reserved); !s.ok()) return s;
-  result->executor = {.context = c.context, .num_threads = c.num_threads, .submit = c.submit};
+  result->executor = {.context = c.context,
+                      .num_threads = c.num_threads,
+                      .submit = c.submit,
+                      .parallel = c.parallel};
   result->context.executor = &result->executor;
   return {};
 }

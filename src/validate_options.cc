@@ -109,9 +109,11 @@ Status validate_context(const ExecutionContext& context) {
       return invalid("executor.num_threads: is {}, but it must be in [1, {}]",
                      executor->num_threads, cpu::kMaxWorkers);
     }
-    if (executor->submit == nullptr && executor->num_threads > 1) {
-      return invalid("executor.submit: is null, but num_threads is {} and needs it",
-                     executor->num_threads);
+    if (executor->submit == nullptr && executor->parallel == nullptr && executor->num_threads > 1) {
+      return invalid(
+          "executor.submit: is null, and so is parallel, but num_threads is {} and needs "
+          "one of them",
+          executor->num_threads);
     }
   }
   if (context.workspace_bytes < 0) {

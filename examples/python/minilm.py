@@ -53,7 +53,7 @@ def main() -> None:
             exact = found if exact is None else exact
             print(f"{tokens:6} {dtype:>8} {name:>9} {contrastive_loss(found):10.6f} "
                   f"{float((found - exact).abs().max()):19.1e} {tokens / seconds:9,.0f} "
-                  f"{peak / 2**20:7,.0f} MiB", flush=True)
+                  f"{max(peak, 0) / 2**20:7,.0f} MiB", flush=True)
 
 
 if __name__ == "__main__":

@@ -135,14 +135,19 @@ struct AttentionOptions {
   int64_t fast_memory_bytes = 0;  // flash1's M, in bytes; 0: the L2 cache of one core
 };
 
-// The caller's threads. submit must arrange for task(argument) to run once, some time, on any
+// The caller's threads, had in one of two ways; parallel goes first where both are given.
+// submit, of a pool with a queue, must arrange for task(argument) to run once, some time, on any
 // thread, and return 0; non-zero means it did not and will not. The calling thread always works
 // too, and the call does not wait for a submitted task that has not begun when the work is done:
 // such a task returns at once when it runs, so it must be run (or leaked) eventually.
+// parallel, of a fork-join runtime such as OpenMP, must run task(argument) on the calling thread
+// and on up to num_threads - 1 others at once, and return when all these have returned.
 struct Executor {
   void* context = nullptr;
   int num_threads = 1;  // threads to use, the calling one included
   int (*submit)(void* context, void (*task)(void* argument), void* argument) = nullptr;
+  void (*parallel)(void* context, int num_threads, void (*task)(void* argument),
+                   void* argument) = nullptr;
 };
 
 // Bytes an algorithm moved between slow and fast memory, counted in its tile loads and stores.

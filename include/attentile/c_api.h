@@ -162,15 +162,20 @@ typedef struct attentile_options {
   int64_t fast_memory_bytes;   /* flash1's M; 0: the L2 cache of one core */
 } attentile_options;
 
-/* The caller's threads. submit arranges for task(argument) to run once, some time, on any thread,
-   and returns 0; non-zero means that it never will. The call does not wait for a task that has not
-   begun when the work is done; such a task returns at once. */
+/* The caller's threads, had in one of two ways; parallel goes first where both are given.
+   submit arranges for task(argument) to run once, some time, on any thread, and returns 0; non-zero
+   means that it never will. The call does not wait for a task that has not begun when the work is
+   done; such a task returns at once.
+   parallel, of a fork-join runtime such as OpenMP, runs task(argument) on the calling thread and on
+   up to num_threads - 1 others at once, and returns when all these have returned. */
 typedef struct attentile_executor {
   size_t struct_size;
   void* context;
   int32_t num_threads; /* the calling thread included, 1 to 4096 */
   int32_t reserved;
   int (*submit)(void* context, void (*task)(void* argument), void* argument);
+  void (*parallel)(void* context, int32_t num_threads, void (*task)(void* argument),
+                   void* argument);
 } attentile_executor;
 
 /* Bytes moved between slow and fast memory, counted where tiles are loaded and stored. */
@@ -276,7 +281,7 @@ typedef struct attentile_partial_state {
    0,                          \
    0,                          \
    0}
-#define ATTENTILE_EXECUTOR_INIT {sizeof(attentile_executor), NULL, 1, 0, NULL}
+#define ATTENTILE_EXECUTOR_INIT {sizeof(attentile_executor), NULL, 1, 0, NULL, NULL}
 #define ATTENTILE_TRAFFIC_INIT {sizeof(attentile_traffic), 0, 0}
 #define ATTENTILE_CONTEXT_INIT \
   {sizeof(attentile_context), 0, 0, NULL, NULL, NULL, NULL, 0, NULL, NULL}

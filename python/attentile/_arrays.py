@@ -95,7 +95,7 @@ def _lse_dtype(q: Any) -> Any:
 
 def attention(
     q: Any, k: Any, v: Any, *, return_lse: bool = False, return_keep: bool = False,
-    num_threads: int = 0, progress: Callable[[float], object] | None = None,
+    num_threads: int | None = None, progress: Callable[[float], object] | None = None,
     **keywords: Unpack[Keywords],
 ) -> Any:
     """Exact attention of q over k and v, tile by tile, in O(seqlen) memory.
@@ -130,7 +130,8 @@ def attention(
         dropout_p, dropout_seed, dropout_offset: Philox, the same bits for the same three and
             (batch, head, i, j); the realised p is a multiple of 2^-16.
         algorithm: "auto" (flash2), "flash1", "flash2", "standard", "reference" (float64).
-        num_threads: 0: all cores this process may use.
+        num_threads: 0: all cores this process may use; None: likewise, of torch's tensors
+            torch.get_num_threads().
         progress: called with the fraction done, 0 to 1, some times a second on a long call; what it
             raises ends the call. So does Ctrl-C.
 
@@ -159,8 +160,8 @@ def attention(
     keep = None
     if return_keep:
         keep = np.empty((*rows, keys_of(_shape("k", k), keywords)), np.uint8)
-    _core.forward((q, k, v, out, lse, keep, *optional), make_options(scalars), num_threads,
-                  progress)
+    _core.forward((q, k, v, out, lse, keep, *optional), make_options(scalars),
+                  0 if num_threads is None else num_threads, progress)
     if lse is None and keep is None:
         return _as_given((out,), q)[0]
     return tuple(r for r in _as_given((out, lse, keep), q) if r is not None)
@@ -168,7 +169,7 @@ def attention(
 
 def attention_backward(
     dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, *, dlse: Any = None,
-    num_threads: int = 0, progress: Callable[[float], object] | None = None,
+    num_threads: int | None = None, progress: Callable[[float], object] | None = None,
     **keywords: Unpack[Keywords],
 ) -> Gradients:
     """The gradients of `attention`: dq, dk, dv, and dbias, dsink where bias and sink are given.
@@ -190,19 +191,22 @@ def attention_backward(
     dbias = None if bias is None else np.empty(_shape("bias", bias), _numpy_dtype(bias))
     dsink = None if sink is None else np.empty(_shape("sink", sink), np.float32)
     _core.backward((q, k, v, out, lse, None, *optional), (dout, dq, dk, dv, dlse, dbias, dsink),
-                   make_options(scalars), num_threads, progress)
+                   make_options(scalars), 0 if num_threads is None else num_threads, progress)
     return Gradients(*_as_given((dq, dk, dv, dbias, dsink), q))
 
 
 def merge(parts: Sequence[tuple[Any, Any]], *, layout: str = "bshd",
-          num_threads: int = 0) -> tuple[Any, Any]:
+          num_threads: int | None = None) -> tuple[Any, Any]:
     """(out, lse) over the union of disjoint sets of keys, from (out, lse) of each.
 
     lse = log(sum_p exp(lse_p)), out = sum_p exp(lse_p - lse) out_p; (0, -inf) is the neutral
     element. Shapes and dtypes as `attention` returns them, one and the same for all parts.
     Raises ValueError, TypeError.
     """
-    pairs = list(parts)
+    try:
+        pairs = list(parts)
+    except TypeError:
+        raise TypeError(f"parts: was {parts!r}, expected pairs (out, lse)") from None
     for pair in pairs:
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise TypeError(f"parts: has {type(pair).__name__}, expected pairs (out, lse)")
@@ -215,6 +219,11 @@ def merge(parts: Sequence[tuple[Any, Any]], *, layout: str = "bshd",
     if is_torch(like):
         import torch
 
+        if torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad
+                                           for pair in pairs for t in pair):
+            raise ValueError("parts: one requires a gradient, expected none that does: merge has "
+                             "no derivative; merge detached tensors, or inside torch.no_grad()")
+        num_threads = torch.get_num_threads() if num_threads is None else num_threads
         with torch.no_grad():
             result = (torch.empty_like(like), torch.empty_like(pairs[0][1]))
             _core.merge([(o.detach().resolve_neg(), s.detach().resolve_neg()) for o, s in pairs],
@@ -222,7 +231,7 @@ def merge(parts: Sequence[tuple[Any, Any]], *, layout: str = "bshd",
         return result
     out = np.empty(_shape("out", like), _numpy_dtype(like))
     lse = np.empty(_shape("lse", pairs[0][1]), _numpy_dtype(pairs[0][1]))
-    _core.merge(pairs, (out, lse), layout == "bhsd", num_threads)
+    _core.merge(pairs, (out, lse), layout == "bhsd", 0 if num_threads is None else num_threads)
     merged = _as_given((out, lse), like)
     return merged[0], merged[1]
 

@@ -72,7 +72,8 @@ def make_options(scalars: dict[str, Any]) -> _core.Options:
         return _core.Options(**scalars)
     if found is None:
         found = _core.Options(**scalars)
-        if "dropout_seed" not in scalars and all(type(v) in _CACHED for v in scalars.values()):
+        plain = all(type(value) in PLAIN_SCALARS for value in scalars.values())
+        if plain and "dropout_seed" not in scalars:
             if len(_made) >= 1024:
                 _made.clear()
             _made[key] = found
@@ -80,7 +81,7 @@ def make_options(scalars: dict[str, Any]) -> _core.Options:
 
 
 # Types whose equality means equality for the binding.
-_CACHED = frozenset((int, float, bool, str, type(None)))
+PLAIN_SCALARS = frozenset((int, float, bool, str, type(None)))
 
 
 def split(keywords: Any) -> tuple[list[Any], dict[str, Any]]:
@@ -104,11 +105,10 @@ def split(keywords: Any) -> tuple[list[Any], dict[str, Any]]:
 
 def lse_shape(q_shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
     """[batch, num_heads_q, seqlen_q]; packed [num_heads_q, total_q]."""
-    if len(q_shape) == 4 and layout != "bhsd":
-        return (q_shape[0], q_shape[2], q_shape[1])
-    if len(q_shape) == 3:
-        return (q_shape[1], q_shape[0])
-    return q_shape[:3]
+    if len(q_shape) == 4:
+        batch, rows, heads, _ = q_shape
+        return (batch, rows, heads) if layout == "bhsd" else (batch, heads, rows)
+    return (q_shape[1], q_shape[0]) if len(q_shape) == 3 else q_shape[:3]
 
 
 def keys_of(k_shape: tuple[int, ...], keywords: Any) -> int:

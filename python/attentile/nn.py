@@ -41,6 +41,12 @@ def _check_qkv(qkv: Any, packed: bool) -> None:
     raise ValueError(f"qkv: was {list(qkv.shape)}, expected {_PACKED if packed else _PADDED}{hint}")
 
 
+def _check_number(name: str, given: Any, kinds: tuple[type, ...]) -> None:
+    if not isinstance(given, kinds) or isinstance(given, bool):
+        raise TypeError(f"{name}: was {given!r}, expected "
+                        f"{'an integer' if kinds == (int,) else 'a number'}")
+
+
 def _check_padding(mask: Any, qkv: Tensor, packed: bool) -> None:
     if packed:
         raise ValueError("key_padding_mask: was given beside cu_seqlens, expected one of the two: "
@@ -79,6 +85,7 @@ class FlashAttention(nn.Module):
     def __init__(self, softmax_scale: float | None = None, attention_dropout: float = 0.0,
                  device: Any = None, dtype: Any = None) -> None:
         super().__init__()
+        _check_number("attention_dropout", attention_dropout, (int, float))
         if not 0.0 <= attention_dropout <= 1.0:
             raise ValueError(f"attention_dropout: was {attention_dropout}, expected a probability "
                              "in [0, 1]")
@@ -156,6 +163,8 @@ class FlashMHA(nn.Module):
         if not batch_first:
             raise UnsupportedError("batch_first: was False, expected True: x is [batch, seqlen, "
                                    "embed_dim]")
+        _check_number("embed_dim", embed_dim, (int,))
+        _check_number("num_heads", num_heads, (int,))
         if num_heads < 1 or embed_dim < 1 or embed_dim % num_heads:
             raise ValueError(f"embed_dim, num_heads: were {embed_dim} and {num_heads}, expected "
                              "positive, embed_dim a multiple of num_heads")
@@ -179,6 +188,8 @@ class FlashMHA(nn.Module):
         Raises: as `FlashAttention.forward`; ValueError if x has another shape.
         """
         _refuse_weights(need_weights)
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"x: was a {type(x).__name__}, expected a tensor")
         if x.dim() != 3 or x.shape[-1] != self.embed_dim:
             raise ValueError(f"x: was {list(x.shape)}, expected [batch, seqlen, embed_dim] with "
                              f"embed_dim {self.embed_dim}")

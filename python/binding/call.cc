@@ -3,10 +3,12 @@
 
 #include <nanobind/stl/string.h>
 
+#include <climits>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "openmp.h"
 #include "tensor.h"
 
 namespace attentile::python {
@@ -121,17 +123,36 @@ struct Poll {
   throw nb::python_error();
 }
 
-// Runs body(context) without the interpreter's lock.
+int threads_of(nb::handle given) {
+  if (!PyBool_Check(given.ptr()) && PyIndex_Check(given.ptr())) {  // NumPy's integers too
+    int overflow = 0;
+    const nb::object number = nb::steal(PyNumber_Index(given.ptr()));
+    if (!number.is_valid()) throw nb::python_error();
+    const long threads = PyLong_AsLongAndOverflow(number.ptr(), &overflow);
+    if (overflow == 0 && threads >= INT_MIN && threads <= INT_MAX) return static_cast<int>(threads);
+  }
+  const std::string was = nb::cast<std::string>(nb::repr(given));
+  const std::string text = "num_threads: was " + was + ", expected an integer in [0, 4096]";
+  throw nb::type_error(text.c_str());
+}
+
+// Runs body(context) without the interpreter's lock; tensors of torch on torch's threads.
 template <class Body>
-void run(int num_threads, nb::handle progress, Body body) {
+void run(const Borrowed& memory, nb::handle num_threads, nb::handle progress, Body body) {
   if (!progress.is_none() && !PyCallable_Check(progress.ptr())) {
     throw nb::type_error("progress: cannot be called, expected a function of one number");
   }
   Poll poll{progress, std::nullopt};
   ExecutionContext context;
-  context.num_threads = num_threads;
+  context.num_threads = threads_of(num_threads);
   context.poll = Poll::call;
   context.poll_data = &poll;
+  Executor executor;
+  // A callback may fork, and OpenMP's threads do not survive that.
+  if (memory.has_tabled() && progress.is_none() &&
+      openmp_executor(context.num_threads, &executor)) {
+    context.executor = &executor;
+  }
   Status status;
   {
     nb::gil_scoped_release unlocked;
@@ -172,26 +193,27 @@ nb::dict facts(const Plan& plan) {
 
 }  // namespace
 
-void forward(nb::tuple tensors, const Options& options, int num_threads, nb::object progress) {
+void forward(nb::tuple tensors, const Options& options, nb::handle num_threads,
+             nb::object progress) {
   Borrowed memory;
   const Call call = read_call(tensors, true, options, memory);
-  run(num_threads, progress, [&](const ExecutionContext& context) {
+  run(memory, num_threads, progress, [&](const ExecutionContext& context) {
     return attention_forward(call.inputs, call.outputs, options.attention, context);
   });
 }
 
-void backward(nb::tuple tensors, nb::tuple gradients, const Options& options, int num_threads,
-              nb::object progress) {
+void backward(nb::tuple tensors, nb::tuple gradients, const Options& options,
+              nb::handle num_threads, nb::object progress) {
   Borrowed memory;
   const Call call = read_call(tensors, false, options, memory);
   AttentionGradients grads;
   read_group(gradients, true, kGradientSlots, options.heads_second, grads, memory);
-  run(num_threads, progress, [&](const ExecutionContext& context) {
+  run(memory, num_threads, progress, [&](const ExecutionContext& context) {
     return attention_backward(call.inputs, call.outputs, grads, options.attention, context);
   });
 }
 
-void merge(nb::list parts, nb::tuple result, bool heads_second_layout, int num_threads) {
+void merge(nb::list parts, nb::tuple result, bool heads_second_layout, nb::handle num_threads) {
   std::vector<PartialState> states;
   std::vector<Borrowed> memory(nb::len(parts) + 1);
   const auto state = [&](nb::handle pair, bool written) {
@@ -207,15 +229,16 @@ void merge(nb::list parts, nb::tuple result, bool heads_second_layout, int num_t
   };
   for (nb::handle pair : parts) states.push_back(state(pair, false));
   const PartialState merged = state(result, true);
-  run(num_threads, nb::none(),
+  run(memory.back(), num_threads, nb::none(),
       [&](const ExecutionContext& context) { return attentile::merge(states, merged, context); });
 }
 
-nb::dict plan(nb::tuple tensors, nb::object gradients, const Options& options, int num_threads) {
+nb::dict plan(nb::tuple tensors, nb::object gradients, const Options& options,
+              nb::handle num_threads) {
   Borrowed memory;
   const Call call = read_call(tensors, false, options, memory);
   ExecutionContext context;
-  context.num_threads = num_threads;
+  context.num_threads = threads_of(num_threads);
   AttentionGradients grads;
   if (!gradients.is_none()) {
     read_group(gradients, true, kGradientSlots, options.heads_second, grads, memory);

@@ -10,6 +10,7 @@
 #include "cpu/cpu_info.h"
 #include "cpu/executor.h"
 #include "cpu/peak.h"
+#include "openmp.h"
 #include "options.h"
 #ifdef ATTENTILE_HAVE_JAX
 #include "jax.h"
@@ -66,14 +67,15 @@ NB_MODULE(_core, module) {
   nb::class_<Options>(module, "Options", "Scalars of a call, made from keywords; immutable.")
       .def("__init__",
            [](Options* self, nb::kwargs keywords) { new (self) Options(make_options(keywords)); });
-  module.def("forward", forward, nb::arg("tensors"), nb::arg("options"), nb::arg("num_threads"),
-             nb::arg("progress").none());
+  module.def("forward", forward, nb::arg("tensors"), nb::arg("options"),
+             nb::arg("num_threads").none(), nb::arg("progress").none());
   module.def("backward", backward, nb::arg("tensors"), nb::arg("gradients"), nb::arg("options"),
-             nb::arg("num_threads"), nb::arg("progress").none());
+             nb::arg("num_threads").none(), nb::arg("progress").none());
   module.def("merge", merge, nb::arg("parts"), nb::arg("result"), nb::arg("heads_second"),
-             nb::arg("num_threads"));
+             nb::arg("num_threads").none());
   module.def("plan", plan, nb::arg("tensors"), nb::arg("gradients").none(), nb::arg("options"),
-             nb::arg("num_threads"));
+             nb::arg("num_threads").none());
+  module.def("use_openmp", use_openmp, nb::arg("path"));
   module.def("machine_facts", machine_facts, nb::arg("measure"));
 #ifdef ATTENTILE_HAVE_JAX
   bind_jax(module);

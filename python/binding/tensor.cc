@@ -179,7 +179,9 @@ TensorView Borrowed::through_dlpack(const char* name, nb::handle object, bool wr
     }
     array = nb::ndarray<nb::ro, nb::device::cpu>(writable);
   } else if (!borrow(object, array, &bfloat16)) {
-    refuse(name, type_words(object), "an array in CPU memory");
+    refuse(name, type_words(object),
+           "an array in CPU memory, of float32, float16, bfloat16 or float64 (int32 for indices, "
+           "bool or uint8 for masks) in this machine's byte order");
   }
   nb::dlpack::dltensor t;
   t.data = const_cast<void*>(array.data());
@@ -197,9 +199,14 @@ TensorView Borrowed::read(const char* name, nb::handle object) {
     if (table->tensor_from_object(object.ptr(), &t) != 0) {
       PyErr_Clear();
       require_cpu(name, object);
-      refuse(name, "of layout " + quoted(object.attr("layout")), "a dense tensor");
+      refuse(
+          name,
+          "of dtype " + quoted(object.attr("dtype")) + " and layout " +
+              quoted(object.attr("layout")),
+          "a dense tensor of floating-point numbers (int32 for indices, bool or uint8 for masks)");
     }
     if (t.device.device_type != kCpuDevice) require_cpu(name, object);
+    has_tabled_ = true;
     return view_of(name, t, object);
   }
   if (nb::isinstance<nb::tuple>(object)) return described(name, object);

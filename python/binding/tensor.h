@@ -22,6 +22,8 @@ class Borrowed {
   TensorView read(const char* name, nb::handle object);
   // Likewise for memory that is written: refuses arrays that are immutable.
   TensorView write(const char* name, nb::handle object);
+  // Whether a tensor came by a function table, as torch's do.
+  bool has_tabled() const { return has_tabled_; }
 
  private:
   static constexpr int kMost = 32;
@@ -30,6 +32,7 @@ class Borrowed {
 
   nb::ndarray<nb::ro, nb::device::cpu> held_[kMost];
   int count_ = 0;
+  bool has_tabled_ = false;
 };
 
 // [batch, heads, seqlen, dim] told as [batch, seqlen, heads, dim].

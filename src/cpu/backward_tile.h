@@ -245,8 +245,15 @@ inline void backward_tile(Worker<Isa, Real>& w, const Tile& t, const ScoreScale<
   const int64_t ld_v = w.plan.padded_dim_v;
   const Real* k = r.k + key_row * ld;
   const TileClass tile_class = recompute_weights<Isa, Real>(w, t, scale, key_row, r);
-  if (tile_class == TileClass::kHidden) return;
-  compute_ds<Isa, Real>(w, t, scale.softcap > 0, key_row, r);
+  const bool hidden = tile_class == TileClass::kHidden;
+  if (!hidden) compute_ds<Isa, Real>(w, t, scale.softcap > 0, key_row, r);
+  if (w.plan.dbias_by_tiles) {
+    using V = Vec<Isa, Real>;
+    store_by_rows<Isa, Real>(w, t, p.dbias, [&](int64_t key, int64_t i) {
+      return hidden ? V::set1(Real{0}) : V::load(r.ds + key * t.lanes + i) + V::set1(Real{0});
+    });
+  }
+  if (hidden) return;
   const int dim = static_cast<int>(p.head_dim);
   const bool partial = tile_class == TileClass::kPartial;
   const bool packed = r.p_rows.data != nullptr;

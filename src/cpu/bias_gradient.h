@@ -83,14 +83,30 @@ inline void add_bias_gradient(Worker<Isa, Real>& w, Tile t, const BiasBlock& blo
 
 template <class Isa, class Real>
 inline void store_bias_block(Worker<Isa, Real>& w, const BiasBlock& block, int lanes) {
-  const Problem& p = w.problem;
-  const int64_t keys = p.dbias_shape[3] == 1 ? 1 : block.keys.end - block.keys.begin;
-  for (int64_t k = 0; k < keys; ++k) {
-    char* cell = p.dbias.at(block.b, block.h, block.q0, block.keys.begin + k);
-    kernel_store_row(block.sum + k * lanes, cell, p.dbias.dtype, p.dbias.stride[2],
-                     static_cast<int>(block.rows));
+  using V = Vec<Isa, Real>;
+  const Array4& to = w.problem.dbias;
+  Tile t;
+  t.b = block.b;
+  t.h = block.h;
+  t.q0 = block.q0;
+  t.k0 = block.keys.begin;
+  t.rows = static_cast<int>(block.rows);
+  t.keys = w.problem.dbias_shape[3] == 1 ? 1 : static_cast<int>(block.keys.end - block.keys.begin);
+  if (size_of(to.dtype) == sizeof(Real)) {
+    return store_by_rows<Isa, Real>(w, t, to, [&](int64_t k, int64_t i0) {
+      Real rounded[V::kLanes];
+      for (int i = 0; i < V::kLanes; ++i) {
+        rounded[i] = static_cast<Real>(block.sum[k * lanes + i0 + i]);
+      }
+      return V::load(rounded);
+    });
   }
-  w.count_written(keys * block.rows * size_of(p.dbias.dtype));
+  double row[kStepKeys];  // rounded once, from float64
+  for (int i = 0; i < t.rows; ++i) {
+    for (int k = 0; k < t.keys; ++k) row[k] = block.sum[k * lanes + i];
+    kernel_store_row(row, to.at(t.b, t.h, t.q0 + i, t.k0), to.dtype, to.stride[3], t.keys);
+  }
+  w.count_written(int64_t{t.rows} * t.keys * size_of(to.dtype));
 }
 
 template <class Isa, class Real>

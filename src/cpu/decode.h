@@ -183,8 +183,8 @@ void flash2_decode_task(void* job, int64_t number, int worker, Progress& progres
   t.seqlen_q = static_cast<int>(s.seqlen_q);
   t.rows = static_cast<int>(p.group_size * s.seqlen_q);
   t.q = w.take(int64_t{t.rows} * plan.padded_dim);
-  t.s_rows = w.take(kDecodeRows * kDecodeKeys);
-  t.hide = w.take(kDecodeRows * kDecodeKeys);
+  t.s_rows = w.take(min64(plan.decode_rows, kDecodeRows) * kDecodeKeys);
+  t.hide = w.take(min64(plan.decode_rows, kDecodeRows) * kDecodeKeys);
   t.extra = w.take(kDecodeKeys);
   t.widened = w.take(kDecodeKeys * (int64_t{plan.padded_dim} + plan.padded_dim_v));
   t.state = decode_state<Isa>(w.job, number);

@@ -16,12 +16,14 @@
 
 #include "cpu/float_environment.h"
 #include "cpu/thread_pool.h"
+#include "cpu/turnstile.h"
 #include "memory.h"
 
 namespace attentile::cpu {
 namespace {
 
 constexpr std::chrono::milliseconds kPollInterval{10};
+constexpr int kJoinSpins = 4096;  // some 100 us
 
 int clamp_workers(int64_t workers) {
   if (workers < 1) return 1;
@@ -55,6 +57,7 @@ class TicketJob {
     TaskFunction function = nullptr;
     void* job = nullptr;
     int64_t num_tasks = 0;
+    int num_helpers = 0;  // at most
     Progress* progress = nullptr;
   };
 
@@ -64,40 +67,19 @@ class TicketJob {
     return memory != nullptr ? new (memory) TicketJob(work) : nullptr;
   }
 
-  // Asks for up to `count` helpers; returns how many may come.
-  int ask_pool(int count) {
-    ThreadPool* pool = ThreadPool::instance();
-    if (pool == nullptr) return 0;
-    references_.fetch_add(count, std::memory_order_relaxed);
-    request_.task = &run_helper;
-    request_.argument = this;
-    const int asked = pool->submit(request_, count);
-    release(count - asked);
-    if (asked > 0) pool_ = pool;
-    return asked;
-  }
-
-  int ask_executor(const Executor& executor, int count) {
-    int asked = 0;
-    for (; asked < count && next_.load(std::memory_order_relaxed) < work_.num_tasks; ++asked) {
-      references_.fetch_add(1, std::memory_order_relaxed);
-      try {
-        if (executor.submit(executor.context, &run_helper, this) == 0) continue;
-        release(1);
-      } catch (...) {
-        // Nobody knows whether it was queued: it counts as asked for, and the record stays.
-        ++asked;
-      }
-      break;
-    }
-    return asked;
+  // Asks the executor, or the library's pool, for helpers; whether any may come.
+  bool find_helpers(const Executor* executor) {
+    if (executor == nullptr) return ask_pool() > 0;
+    if (executor->parallel != nullptr) fork_join_ = executor;
+    return fork_join_ != nullptr || (executor->submit != nullptr && ask_executor(*executor) > 0);
   }
 
   // The calling thread's part; returns when no helper runs and none will.
   Status run() {
     Progress& progress = *work_.progress;
-    const uint32_t generation = fork_generation();
+    const uint32_t generation = generation_ = fork_generation();
     progress.has_helpers_ = true;
+    if (fork_join_ != nullptr) run_members(*fork_join_);
     take_tickets(0);
     if (fork_generation() == generation) {
       if (pool_ != nullptr) release(pool_->withdraw(request_));
@@ -127,12 +109,62 @@ class TicketJob {
 
   static void run_helper(void* self) {
     TicketJob& job = *static_cast<TicketJob*>(self);
-    const int worker = job.begin();
-    if (worker > 0) {
-      job.take_tickets(worker);
-      job.end();
-    }
+    job.help();
     job.release(1);
+  }
+
+  int ask_pool() {
+    ThreadPool* pool = ThreadPool::instance();
+    if (pool == nullptr) return 0;
+    const int count = work_.num_helpers;
+    references_.fetch_add(count, std::memory_order_relaxed);
+    request_.task = &run_helper;
+    request_.argument = this;
+    const int asked = pool->submit(request_, count);
+    release(count - asked);
+    if (asked > 0) pool_ = pool;
+    return asked;
+  }
+
+  int ask_executor(const Executor& executor) {
+    int asked = 0;
+    while (asked < work_.num_helpers && next_.load(std::memory_order_relaxed) < work_.num_tasks) {
+      references_.fetch_add(1, std::memory_order_relaxed);
+      try {
+        if (executor.submit(executor.context, &run_helper, this) != 0) {
+          release(1);
+          break;
+        }
+        ++asked;
+      } catch (...) {
+        return asked + 1;  // nobody knows whether it was queued: the record stays
+      }
+    }
+    return asked;
+  }
+
+  // Whatever the executor leaves undone, take_tickets(0) finds.
+  void run_members(const Executor& executor) {
+    try {
+      executor.parallel(executor.context, work_.num_helpers + 1, &run_member, this);
+    } catch (...) {
+    }
+  }
+
+  // The calling thread leaves last, since it can poll here and not in the runtime's own join.
+  static void run_member(void* self) {
+    TicketJob& job = *static_cast<TicketJob*>(self);
+    if (pthread_equal(pthread_self(), job.caller_) == 0) return job.help();
+    job.take_tickets(0);
+    for (int spins = 0; spins < kJoinSpins && job.running_.load() > 0; ++spins) spin_pause();
+    job.wait_for_helpers(job.generation_);
+  }
+
+  void help() {
+    const int worker = begin();
+    if (worker == 0) return;
+    take_tickets(worker);
+    end();
   }
 
   // The worker number of a helper, 0: too late, not wanted, or on the calling thread itself (an
@@ -140,7 +172,7 @@ class TicketJob {
   int begin() {
     if (pthread_equal(pthread_self(), caller_) != 0) return 0;
     const std::lock_guard lock(mutex_);
-    if (closed_) return 0;
+    if (closed_ || last_worker_ == work_.num_helpers) return 0;
     ++running_;
     return ++last_worker_;
   }
@@ -174,11 +206,13 @@ class TicketJob {
   alignas(kCacheLineBytes) std::atomic<int64_t> next_{0};
   alignas(kCacheLineBytes) std::mutex mutex_;  // guards the next three
   bool closed_ = false;
-  int running_ = 0;
+  std::atomic<int> running_{0};
   int last_worker_ = 0;
   std::condition_variable helpers_done_;
   PoolRequest request_;
   ThreadPool* pool_ = nullptr;
+  const Executor* fork_join_ = nullptr;
+  uint32_t generation_ = 0;  // of the process that called
 };
 
 int usable_cores() {
@@ -257,18 +291,16 @@ Status parallel_for(const ExecutionContext& context, int num_workers, int64_t nu
   if (num_tasks <= 0) return progress.status();
   if (num_workers > num_tasks) num_workers = static_cast<int>(num_tasks);
   const int helpers = clamp_workers(num_workers) - 1;
-  const bool own_pool = context.executor == nullptr;
   TicketJob* shared = nullptr;
-  int asked = 0;
-  if (helpers > 0 && (own_pool || context.executor->submit != nullptr) && watch_forks()) {
-    shared = TicketJob::create(
-        {.function = function, .job = job, .num_tasks = num_tasks, .progress = &progress});
-  }
-  if (shared != nullptr) {
-    asked = own_pool ? shared->ask_pool(helpers) : shared->ask_executor(*context.executor, helpers);
+  if (helpers > 0 && watch_forks()) {
+    shared = TicketJob::create({.function = function,
+                                .job = job,
+                                .num_tasks = num_tasks,
+                                .num_helpers = helpers,
+                                .progress = &progress});
   }
   Status status;
-  if (asked > 0) {
+  if (shared != nullptr && shared->find_helpers(context.executor)) {
     status = shared->run();
   } else {
     int64_t next = 0;

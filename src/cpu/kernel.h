@@ -98,7 +98,8 @@ struct CpuPlan {
   int64_t rows_buffer_size = 0;  // values: [panel rows][head_dim], or one per lane
   int padded_dim_v = 0;
   int64_t fast_memory_bytes = 0;
-  int few_queries = 0;      // sequences of up to so many are multiplied by dot_products.h
+  int few_queries = 0;          // sequences of up to so many are multiplied by dot_products.h
+  bool dbias_by_tiles = false;  // dbias is written by the main pass of backward
   int64_t decode_rows = 0;  // of all query heads of a KV head at most; 0: no sequence is decoded
 
   int num_phases = 0;

@@ -3,6 +3,7 @@
 // problem that fits no machine is still a plan, and its allocation the thing that fails.
 #include "cpu/plan.h"
 
+#include <algorithm>
 #include <limits>
 
 namespace attentile::cpu {
@@ -169,7 +170,7 @@ int64_t forward_scratch(const Problem& p, const CpuPlan& plan, int64_t head_dim_
   }
   Sizer decode{kAlignment, sizeof(float)};
   decode.take(product(plan.decode_rows, plan.padded_dim));
-  decode.take(kDecodeRows * kDecodeKeys, 2);
+  decode.take(min64(plan.decode_rows, kDecodeRows) * kDecodeKeys, 2);
   decode.take(kDecodeKeys);
   decode.take(kDecodeKeys * int64_t{plan.padded_dim + plan.padded_dim_v});
   if (plan.decodes(p.max_seqlen_q)) return decode.bytes;  // so does every sequence
@@ -224,6 +225,19 @@ void add_phase(CpuPlan& plan, KernelId kernel, int64_t num_tasks) {
   plan.phases[plan.num_phases++] = {kernel, num_tasks};
 }
 
+// Whether every element of dbias is the dS of one pair, and every pair is in a tile that the main
+// pass does not skip: then that pass writes dbias as it goes.
+bool is_dbias_by_tiles(const Problem& p) {
+  if (!p.dbias.present || p.softcap > 0 || p.block_mask.present || p.batch == 0) return false;
+  const Sequence s = p.sequence(0);
+  const bool alike = p.cu_seqlens_q.data == nullptr && p.cu_seqlens_k.data == nullptr &&
+                     p.seqused_k.data == nullptr && p.leftpad_k.data == nullptr;
+  const int64_t shape[] = {p.batch, p.num_heads_q, s.seqlen_q, s.seqlen_k};
+  return alike && s.seqlen_q > 1 && s.seqlen_k > 1 && s.seqlen_k == s.seqlen_k_given &&
+         std::equal(shape, shape + 4, p.dbias_shape) &&
+         s.band.classify(0, s.seqlen_q, 0, s.seqlen_k) == TileClass::kFull;
+}
+
 void list_phases(const Problem& p, const Totals& totals, CpuPlan& plan) {
   const int64_t query_tasks = product(totals.query_blocks, p.num_heads_q);
   const int64_t key_tasks = product(totals.key_blocks, p.num_heads_kv);
@@ -254,7 +268,7 @@ void list_phases(const Problem& p, const Totals& totals, CpuPlan& plan) {
   } else {
     add_phase(plan, kFlash2Backward, key_tasks);
   }
-  if (p.dbias.present) {
+  if (p.dbias.present && !plan.dbias_by_tiles) {
     const int64_t key_tiles = p.dbias_shape[3] == 1 ? 1 : ceil_div(p.dbias_shape[3], plan.step_n);
     add_phase(plan, kBiasGradient, product(product(p.dbias_shape[0], p.dbias_shape[1]), key_tiles));
   }
@@ -328,6 +342,8 @@ CpuPlan make_plan(const Problem& problem, const Machine& machine, int workers) {
   choose_tiles(problem, machine, plan);
   if (has_nothing_to_compute(problem)) return plan;
   const Totals totals = add_sequences(problem, plan);
+  plan.dbias_by_tiles =
+      plan.backward && plan.algorithm != Algorithm::kStandard && is_dbias_by_tiles(problem);
   list_phases(problem, totals, plan);
   int64_t most_tasks = 1;
   for (int n = 0; n < plan.num_phases; ++n) {

@@ -109,6 +109,74 @@ inline TileClass classify(const Problem& p, const Tile& t) {
   return p.mask.present ? TileClass::kPartial : band;
 }
 
+// Turns [rows][keys] of slow memory into [keys][lanes]: calls put(k, i, v) for every key of the
+// tile and every vector of its lanes, v holding the values of queries i, i + 1, ...; 0 beyond the
+// rows. row(i, k, count) gives the `count` values of query i from key k on, and 0 beyond them.
+template <class Isa, class Real, class Row, class Put>
+inline void visit_by_keys(const Tile& t, Row row, Put put) {
+  using V = Vec<Isa, Real>;
+  constexpr int kLanes = V::kLanes;
+  for (int i0 = 0; i0 < t.lanes; i0 += kLanes) {
+    for (int k0 = 0; k0 < t.keys; k0 += kLanes) {
+      const int count = static_cast<int>(min64(kLanes, t.keys - k0));
+      V block[kLanes];
+      for (int i = 0; i < kLanes; ++i) {
+        block[i] = i0 + i < t.rows ? row(i0 + i, k0, count) : V::set1(Real{0});
+      }
+      transpose(block);
+      for (int n = 0; n < count; ++n) put(k0 + n, i0, block[n]);
+    }
+  }
+}
+
+// The way back: values(k, i) is the vector of queries i, i + 1, ... of key k, and `to` receives the
+// rows. By rows, since most often these are contiguous, while a column takes a page an element.
+template <class Isa, class Real, class Values>
+inline void store_by_rows(Worker<Isa, Real>& w, const Tile& t, const Array4& to, Values values) {
+  using V = Vec<Isa, Real>;
+  constexpr int kLanes = V::kLanes;
+  for (int i0 = 0; i0 < t.rows; i0 += kLanes) {
+    const int rows = static_cast<int>(min64(kLanes, t.rows - i0));
+    for (int k0 = 0; k0 < t.keys; k0 += kLanes) {
+      const int count = static_cast<int>(min64(kLanes, t.keys - k0));
+      V block[kLanes];
+      for (int n = 0; n < kLanes; ++n) block[n] = values(k0 + min64(n, count - 1), i0);
+      transpose(block);
+      for (int i = 0; i < rows; ++i) {
+        store_vector<Isa, Real>(block[i], to.at(t.b, t.h, t.q0 + i0 + i, t.k0 + k0), to.dtype,
+                                to.stride[3], count);
+      }
+    }
+  }
+  w.count_written(static_cast<int64_t>(t.rows) * t.keys * size_of(to.dtype));
+}
+
+// hide[k][i] = -inf where the boolean mask hides key k from query i.
+template <class Isa, class Real>
+inline void hide_masked(Worker<Isa, Real>& w, const Tile& t, Real* hide) {
+  using V = Vec<Isa, Real>;
+  const Array4& mask = w.problem.mask;
+  const auto row = [&](int i, int k, int count) {
+    const char* cell = mask.at(t.b, t.h, t.q0 + i, t.k0 + k);
+    Real hidden[V::kLanes] = {};
+    if (count == V::kLanes && mask.stride[3] == 1) {  // a loop that compilers turn into vectors
+      for (int n = 0; n < V::kLanes; ++n) {
+        hidden[n] = cell[n] == 0 ? -std::numeric_limits<Real>::infinity() : Real{0};
+      }
+    } else {
+      for (int n = 0; n < count; ++n) {
+        if (cell[n * mask.stride[3]] == 0) hidden[n] = -std::numeric_limits<Real>::infinity();
+      }
+    }
+    return V::load(hidden);
+  };
+  visit_by_keys<Isa, Real>(t, row, [&](int k, int i, V hidden) {
+    Real* cell = hide + k * t.lanes + i;
+    (V::load(cell) + hidden).store(cell);
+  });
+  w.count_read(static_cast<int64_t>(t.rows) * t.keys);
+}
+
 // hide[k][i] = 0 where query i sees key k, else -inf.
 template <class Isa, class Real>
 inline void fill_hide(Worker<Isa, Real>& w, const Tile& t, Real* hide, Real* lane_buffer) {
@@ -135,15 +203,7 @@ inline void fill_hide(Worker<Isa, Real>& w, const Tile& t, Real* hide, Real* lan
       for (int k = 0; k < t.keys; ++k) hide[k * t.lanes + i] = kHidden;
     }
   }
-  if (p.mask.present) {
-    for (int i = 0; i < t.rows; ++i) {
-      const char* row = p.mask.at(t.b, t.h, t.q0 + i, t.k0);
-      for (int k = 0; k < t.keys; ++k) {
-        if (row[k * p.mask.stride[3]] == 0) hide[k * t.lanes + i] = kHidden;
-      }
-    }
-    w.count_read(static_cast<int64_t>(t.rows) * t.keys);
-  }
+  if (p.mask.present) hide_masked<Isa, Real>(w, t, hide);
 }
 
 // The sink's logit; -inf where there is none.
@@ -197,16 +257,20 @@ inline void hide_weightless(const Problem& p, const Tile& t, const Real* weights
 // bias[k][i], what is added to the logits; 0 in lanes beyond rows.
 template <class Isa, class Real>
 inline void fill_bias(Worker<Isa, Real>& w, const Tile& t, Real* bias) {
-  const Problem& p = w.problem;
-  fill_lanes<Isa, Real>(bias, static_cast<int64_t>(t.keys) * t.lanes, Real{0});
-  const int64_t step = p.bias.stride[3] * size_of(p.bias.dtype);
+  using V = Vec<Isa, Real>;
+  const Array4& from = w.problem.bias;
+  const int64_t tile_bytes = from.stride[3] == 1 ? t.keys * size_of(from.dtype) : 0;
+  const auto row = [&](int i, int k, int count) {
+    const char* cell = from.at(t.b, t.h, t.q0 + i, t.k0 + k);
+    return load_vector<Isa, Real>(cell, from.dtype, from.stride[3], count);
+  };
+  visit_by_keys<Isa, Real>(t, row,
+                           [&](int k, int i, V values) { values.store(bias + k * t.lanes + i); });
   for (int i = 0; i < t.rows; ++i) {
-    const char* row = p.bias.at(t.b, t.h, t.q0 + i, t.k0);
-    for (int k = 0; k < t.keys; ++k) {
-      bias[k * t.lanes + i] = load_scalar<Isa, Real>(row + k * step, p.bias.dtype);
-    }
+    const char* next = from.at(t.b, t.h, t.q0 + i, t.k0) + tile_bytes;
+    for (int64_t byte = 0; byte < tile_bytes; byte += 64) __builtin_prefetch(next + byte, 0, 2);
   }
-  w.count_read(static_cast<int64_t>(t.rows) * t.keys * size_of(p.bias.dtype));
+  w.count_read(static_cast<int64_t>(t.rows) * t.keys * size_of(from.dtype));
 }
 
 // x -= slope * |i + offset - j|, in one rounding: beside a distant key the slope's product is

@@ -105,6 +105,25 @@ inline void load_row(const char* address, DType dtype, int64_t stride, int count
   for (; i < count; ++i) dst[i] = load_scalar<Isa, Real>(address + i * step, dtype);
 }
 
+// A vector of `count` such elements, 0 in the lanes beyond.
+template <class Isa, class Real>
+inline Vec<Isa, Real> load_vector(const char* address, DType dtype, int64_t stride, int count) {
+  using V = Vec<Isa, Real>;
+  if (count == V::kLanes && stride == 1) {
+    if (dtype == (sizeof(Real) == 4 ? DType::kFloat32 : DType::kFloat64)) {
+      return V::load(reinterpret_cast<const Real*>(address));
+    }
+    if constexpr (sizeof(Real) == 4) {
+      const uint16_t* from = reinterpret_cast<const uint16_t*>(address);
+      if (dtype == DType::kFloat16) return V::load_f16(from);
+      if (dtype == DType::kBFloat16) return V::load_bf16(from);
+    }
+  }
+  Real lanes[V::kLanes] = {};
+  load_row<Isa, Real>(address, dtype, stride, count, lanes);
+  return V::load(lanes);
+}
+
 // dst[i * stride] = src[i] rounded to dtype.
 template <class Isa, class Real>
 inline void store_row(const Real* src, char* address, DType dtype, int64_t stride, int count) {

@@ -76,10 +76,11 @@ static_assert(offsetof(attentile_options, algorithm) == 144);
 static_assert(offsetof(attentile_options, isa) == 148);
 static_assert(offsetof(attentile_options, fast_memory_bytes) == 152);
 
-static_assert(sizeof(attentile_executor) == 32);
+static_assert(sizeof(attentile_executor) == 40);
 static_assert(offsetof(attentile_executor, context) == 8);
 static_assert(offsetof(attentile_executor, num_threads) == 16);
 static_assert(offsetof(attentile_executor, submit) == 24);
+static_assert(offsetof(attentile_executor, parallel) == 32);
 
 static_assert(sizeof(attentile_traffic) == 24);
 static_assert(offsetof(attentile_traffic, bytes_read) == 8);

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <string>
 #include <thread>
@@ -228,6 +229,24 @@ TEST_F(CApiCall, ExecutorAndPollArePassedOn) {
   for (std::thread& thread : counts.threads) thread.join();
   EXPECT_GE(counts.submitted, 1);  // the first helper may leave no work to the second
   EXPECT_LE(counts.submitted, 2);
+}
+
+TEST_F(CApiCall, AForkJoinExecutorIsPassedOn) {
+  std::atomic<int> entered{0};
+  attentile_executor executor = ATTENTILE_EXECUTOR_INIT;
+  executor.context = &entered;
+  executor.num_threads = 2;
+  executor.parallel = [](void* data, int32_t num_threads, void (*task)(void*), void* argument) {
+    static_cast<std::atomic<int>*>(data)->fetch_add(1);
+    EXPECT_EQ(num_threads, 2);
+    std::thread other(task, argument);
+    task(argument);
+    other.join();
+  };
+  context.executor = &executor;
+  context.num_threads = 3;  // the executor's two are fewer
+  EXPECT_EQ(forward(), ATTENTILE_OK) << attentile_last_error();
+  EXPECT_GE(entered, 1);
 }
 
 // Without dropout everything is kept, and that is written.

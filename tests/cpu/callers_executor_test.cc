@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The caller's own executor in good and bad moods: helping, refusing, late, calling from inside
-// itself, running tasks inside submit or inside poll, throwing.
+// itself, running tasks inside submit or inside poll, throwing; of a queue and of fork and join.
 #include <gtest/gtest.h>
 
 #include <atomic>
 #include <stdexcept>
 #include <thread>
+#include <vector>
 
 #include "cpu/executor_test_util.h"
 #include "memory.h"
@@ -114,6 +115,113 @@ TEST(CallersExecutor, PollMayRunItsQueue) {
                 if (wait_for_turn(turn, mine, progress, worker)) pass_turn(turn, mine);
               }).ok());
   EXPECT_EQ(turn, 40);
+}
+
+// As OpenMP would: the calling thread and new ones, joined before it returns.
+void fork_and_join(void* threads, int num_threads, void (*task)(void*), void* argument) {
+  auto* extra = static_cast<int*>(threads);
+  std::vector<std::thread> others;
+  for (int n = 1; n < num_threads + *extra; ++n) others.emplace_back(task, argument);
+  task(argument);
+  for (std::thread& other : others) other.join();
+}
+
+TEST(ForkJoinExecutor, ItsThreadsHelp) {
+  for (int extra : {0, 5, -3}) {  // a runtime may bring more threads than it was asked for, or none
+    Executor executor{.context = &extra, .num_threads = 4, .parallel = fork_and_join};
+    ExecutionContext context;
+    context.executor = &executor;
+    std::atomic<int64_t> sum{0};
+    std::atomic<int> most{0};
+    const auto caller = std::this_thread::get_id();
+    EXPECT_TRUE(run(context, worker_count(context), 40, [&](int64_t task, int worker, Progress&) {
+                  EXPECT_EQ(worker == 0, std::this_thread::get_id() == caller);
+                  if (worker > most) most = worker;
+                  busy_wait(milliseconds(1));
+                  sum += task + 1;
+                }).ok());
+    EXPECT_EQ(sum, 820);
+    EXPECT_LE(most, 3);
+  }
+}
+
+TEST(ForkJoinExecutor, GoesBeforeSubmit) {
+  int extra = 0;
+  Executor executor{.context = &extra, .num_threads = 3, .parallel = fork_and_join};
+  executor.submit = [](void*, void (*)(void*), void*) -> int {
+    ADD_FAILURE() << "submit was called";
+    return 1;
+  };
+  ExecutionContext context;
+  context.executor = &executor;
+  EXPECT_EQ(parallel_sum(context, 3, 100), 5050);
+}
+
+TEST(ForkJoinExecutor, MayRunNobodyOrThrow) {
+  Executor executor{.num_threads = 4};
+  ExecutionContext context;
+  context.executor = &executor;
+  executor.parallel = [](void*, int, void (*)(void*), void*) {};
+  EXPECT_EQ(parallel_sum(context, 4, 100), 5050);
+  executor.parallel = [](void*, int, void (*)(void*), void*) {
+    throw std::runtime_error("parallel");
+  };
+  EXPECT_EQ(parallel_sum(context, 4, 100), 5050);
+}
+
+TEST(ForkJoinExecutor, MayBeEnteredFromItsOwnThreads) {
+  int extra = 0;
+  Executor executor{.context = &extra, .num_threads = 3, .parallel = fork_and_join};
+  ExecutionContext context;
+  context.executor = &executor;
+  std::atomic<int64_t> sum{0};
+  EXPECT_TRUE(run(context, 3, 8, [&](int64_t, int, Progress&) {
+                sum += parallel_sum(context, 3, 100);
+              }).ok());
+  EXPECT_EQ(sum, 8 * 5050);
+}
+
+TEST(ForkJoinExecutor, PollRunsOnTheCallingThreadAndCancels) {
+  int extra = 0;
+  Executor executor{.context = &extra, .num_threads = 3, .parallel = fork_and_join};
+  struct Polled {
+    std::thread::id caller = std::this_thread::get_id();
+    int calls = 0;
+  } polled;
+  ExecutionContext context;
+  context.executor = &executor;
+  context.poll_data = &polled;
+  context.poll = [](void* data, double) {
+    Polled& seen = *static_cast<Polled*>(data);
+    EXPECT_EQ(seen.caller, std::this_thread::get_id());
+    return ++seen.calls == 3 ? 7 : 0;
+  };
+  std::atomic<int> tasks{0};
+  const Status status = run(context, 3, 100000, [&](int64_t, int worker, Progress& progress) {
+    ++tasks;
+    busy_wait(milliseconds(1));
+    progress.keep_going(worker);
+  });
+  EXPECT_EQ(status.code(), StatusCode::kCancelled);
+  EXPECT_EQ(polled.calls, 3);
+  EXPECT_LT(tasks, 10000);
+}
+
+TEST(ForkJoinExecutor, PollsWhileAHelperIsStillAtWork) {
+  int extra = 0;
+  Executor executor{.context = &extra, .num_threads = 2, .parallel = fork_and_join};
+  PollLog log;
+  ExecutionContext context = log.context();
+  context.executor = &executor;
+  std::atomic<bool> helping{false};
+  EXPECT_TRUE(run(context, 2, 2, [&](int64_t, int worker, Progress&) {
+                if (worker != 0) {
+                  helping = true;
+                  busy_wait(milliseconds(300));
+                }
+                while (!helping) std::this_thread::yield();
+              }).ok());
+  EXPECT_GE(log.calls, 6);  // one about every 10 ms
 }
 
 TEST(CallersExecutor, AThrowingSubmitIsNoError) {

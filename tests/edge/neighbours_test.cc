@@ -125,5 +125,31 @@ TEST(EqualWeights, AreExactForAnyLogit) {
   }
 }
 
+// Where every pair has an element of its own in dbias, the main pass writes it; a length that says
+// what is so anyway takes the separate pass, which adds up what shares an element.
+TEST(Dbias, OfTheMainPassHasTheBitsOfTheSeparateOne) {
+  for (DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat64}) {
+    for (DType of_bias : {dtype, DType::kFloat32}) {
+      Case c = base_case(dtype);
+      c.seqlen_q = 75;
+      c.seqlen_k = 131;
+      c.bias = {true, of_bias, {c.batch, c.num_heads_q, c.seqlen_q, c.seqlen_k}};
+      c.mask = {true, DType::kBool, {c.batch, 1, c.seqlen_q, c.seqlen_k}};
+      c.backward = c.dbias = true;
+      Case with_lengths = c;
+      with_lengths.seqused_k.assign(static_cast<size_t>(c.batch), static_cast<int32_t>(131));
+      const Values values = make_values(c);
+      Values longer = values;
+      longer.seqused_k = make_values(with_lengths).seqused_k;
+      for_each_target([&](const Target& target) {
+        const Results separate = run_call(with_lengths, longer, target);
+        ASSERT_TRUE(separate.dbias.present);
+        EXPECT_FALSE(all_zero(separate.dbias));
+        EXPECT_TRUE(same_bits(separate, run_call(c, values, target)));
+      });
+    }
+  }
+}
+
 }  // namespace
 }  // namespace attentile::edge

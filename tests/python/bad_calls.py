@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 import attentile
 from attentile import UnsupportedError, _core
+from attentile.nn import FlashAttention, FlashMHA
 
 Bad = tuple[str, Callable[[], Any], type[Exception], str]
 
@@ -194,7 +195,10 @@ SCALARS: list[Bad] = [
     ("unknown_tensor", attend(attn_mask=np.ones((5, 6), bool)), TypeError, "attn_mask"),
     ("threads_negative", attend(num_threads=-1), ValueError, "num_threads: is -1"),
     ("threads_5000", attend(num_threads=5000), ValueError, "num_threads: is 5000"),
-    ("threads_a_word", attend(num_threads="all"), TypeError, "num_threads"),
+    ("threads_a_word", attend(num_threads="all"), TypeError,
+     "num_threads: was 'all', expected an integer"),
+    ("threads_a_fraction", attend(num_threads=1.5), TypeError, "num_threads: was 1.5, expected"),
+    ("threads_beyond_int", attend(num_threads=1 << 40), TypeError, "num_threads: was 1099"),
     ("progress_a_number", attend(progress=3), TypeError, "progress"),
 ]
 
@@ -305,6 +309,19 @@ TENSORS: list[Bad] = [
      "alibi_slopes: requires a gradient"),
     ("unknown_torch_keyword", on_torch(is_causal=True), TypeError, "is_causal"),
     ("torch_threads", on_torch(num_threads=-3), ValueError, "num_threads: is -3"),
+    ("keyword_in_vmap", lambda: torch.vmap(lambda x: attentile.torch.attention(
+        x, x, x, foo=3))(TQ[None]), TypeError, "foo"),
+    ("scale_in_vmap", lambda: torch.vmap(lambda x: attentile.torch.attention(
+        x, x, x, softmax_scale="x"))(TQ[None]), TypeError, "softmax_scale: was 'x'"),
+    ("threads_in_vmap", lambda: torch.vmap(lambda x: attentile.torch.attention(
+        x, x, x, num_threads=2))(TQ[None]), ValueError, "num_threads: given in a traced"),
+    ("merge_none", lambda: attentile.merge(None), TypeError, "parts: was None"),
+    ("merge_gradient", lambda: attentile.merge([(TQ.clone().requires_grad_(), TQ[..., 0])]),
+     ValueError, "parts: one requires a gradient"),
+    ("module_dropout", lambda: FlashAttention(attention_dropout="a"), TypeError,
+     "attention_dropout: was 'a', expected a number"),
+    ("module_dim", lambda: FlashMHA("12", 3), TypeError, "embed_dim: was '12'"),
+    ("module_list", lambda: FlashMHA(12, 3)([1.0]), TypeError, "x: was a list"),
     ("operator_layout", lambda: torch.ops.attentile.forward(TQ, TK, TV, layout="sbhd"), ValueError,
      "layout: was 'sbhd'"),
     ("sdpa_dtypes", inside_sdpa(TQ, TQ.half(), TQ), RuntimeError, "dtype"),

@@ -132,6 +132,18 @@ def test_models_with_layers_of_their_own_are_refused() -> None:
     assert model.config._attn_implementation == hf.NAME
 
 
+def test_a_built_model_is_not_switched_in_silence() -> None:
+    """Transformers itself logs a line and leaves the model as it is."""
+    bloom = transformers.BloomModel(transformers.BloomConfig(
+        vocab_size=40, hidden_size=32, n_layer=1, n_head=4, attn_implementation="eager"))
+    with pytest.raises(UnsupportedError, match="modeling_bloom"):
+        bloom.set_attn_implementation(hf.NAME)
+    with pytest.raises(UnsupportedError, match="modeling_bloom"):
+        bloom.set_attn_implementation({"": hf.NAME})
+    bloom.set_attn_implementation("eager")
+    assert bloom.config._attn_implementation == "eager"
+
+
 def test_the_mask_itself_stops_layers_that_add_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind the guard: were BigBirdPegasus accepted, its encoder would raise, not go wrong."""
     name = transformers.BigBirdPegasusModel.__module__

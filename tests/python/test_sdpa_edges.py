@@ -278,3 +278,15 @@ def test_other_threads_counts_do_not_change_bits() -> None:
             same_bits("out", attend(*given, is_causal=True), want)
     finally:
         torch.set_num_threads(before)
+
+
+def test_last_dispatch_is_of_this_scope_and_of_calls_that_returned() -> None:
+    q, k, v = tokens()
+    with sdpa():
+        F.scaled_dot_product_attention(q, k, v)
+        with pytest.raises(ValueError, match="dropout_p"):
+            F.scaled_dot_product_attention(q, k, v, dropout_p=1.5)
+        assert last_dispatch() is None
+        F.scaled_dot_product_attention(q, k, v)
+    with sdpa():
+        assert last_dispatch() is None

@@ -16,6 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
 
 import attentile
+from attentile.nn import FlashAttention
 from attentile.torch import attention
 
 Tensor = torch.Tensor
@@ -167,6 +168,18 @@ def test_export(tmp_path: Any) -> None:
     for count in (5, 11):
         longer = (normal(2, count, 4, 8), *given[1:])
         same_bits("out", loaded(*longer), Module()(*longer))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_jit_trace_records_the_operator() -> None:
+    """A call below the dispatcher would leave the tracer with an empty tensor."""
+    given = tokens(grad=False)
+    traced = torch.jit.trace(lambda *x: attention(*x, causal=True), tuple(given))
+    other = [2 * x for x in given]
+    same_bits("out", traced(*other), attention(*other, causal=True))
+    layer = FlashAttention().eval()
+    qkv = normal(2, 5, 3, 4, 8)
+    same_bits("layer", torch.jit.trace(lambda x: layer(x)[0], qkv)(2 * qkv), layer(2 * qkv)[0])
 
 
 def test_make_fx_holds_one_operator() -> None:

@@ -131,7 +131,8 @@ std::vector<BadCall> bad_options() {
          c.executor.num_threads = 2;
          c.context.executor = &c.executor;
        },
-       kInvalid, "executor.submit: is null, but num_threads is 2 and needs it"},
+       kInvalid,
+       "executor.submit: is null, and so is parallel, but num_threads is 2 and needs one of them"},
       {"workspace_bytes_negative", d, [](SampleCall& c) { c.context.workspace_bytes = -8; },
        kInvalid, "workspace_bytes: is -8, but it must be at least 0"},
       {"workspace_null_with_bytes", d, [](SampleCall& c) { c.context.workspace_bytes = 64; },

@@ -55,7 +55,7 @@ std::vector<BadCall> bad_structs() {
          with_executor(c);
          c.executor.struct_size = 0;
        },
-       kInvalid, "executor: struct_size is 0, but it must be in [32, 4096]", kC},
+       kInvalid, "executor: struct_size is 0, but it must be in [40, 4096]", kC},
       {"executor_reserved", d,
        [=](SampleCall& c) {
          with_executor(c);

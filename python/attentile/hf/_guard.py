@@ -105,17 +105,22 @@ def _refuse_tables(module_name: str) -> None:
 
 _tables: list[dict[str, Any]] = []  # with an entry of ours
 _active = False
-_ours: Any = None  # the method that stands before the one of Transformers
-_original: Any = None
+_originals: dict[str, Any] = {}  # methods of Transformers, by name
+_ours: dict[str, Any] = {}  # those that stand before them
 
 
-def install() -> None:
-    """Stand before the check of names that every model makes when it is built or switched."""
-    global _active, _ours, _original
-    _active = True
-    if _ours is not None:
-        return
-    original = _original = PreTrainedModel.get_correct_attn_implementation
+def _parts_named(model: Any, requested: Any) -> list[Any]:
+    """The parts of a model that a name, or a dictionary of names by configuration, is ours for."""
+    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+    if not isinstance(requested, dict):
+        return parts if requested == NAME else []
+    named = [getattr(model.config, key, None) if key else model.config
+             for key, name in requested.items() if name == NAME]
+    return [part for part in parts if any(part.config is config for config in named)]
+
+
+def _before_check(original: Any) -> Any:
+    """Of the check of names that every model makes when it is built or switched."""
 
     @functools.wraps(original)
     def get_correct_attn_implementation(self: Any, requested_attention: str | None,
@@ -126,22 +131,48 @@ def install() -> None:
                 _refuse_tables(cls.__module__)
         return original(self, requested_attention, *args, **kwargs)
 
-    _ours = get_correct_attn_implementation
-    PreTrainedModel.get_correct_attn_implementation = _ours  # type: ignore[method-assign]
+    return get_correct_attn_implementation
+
+
+def _before_switch(original: Any) -> Any:
+    """Of the switch, which passes models by that cannot be switched, with no more than a log."""
+
+    @functools.wraps(original)
+    def set_attn_implementation(self: Any, attn_implementation: Any, *args: Any,
+                                **kwargs: Any) -> Any:
+        for part in _parts_named(self, attn_implementation) if _active else ():
+            refuse_model(part)
+        return original(self, attn_implementation, *args, **kwargs)
+
+    return set_attn_implementation
+
+
+_BEFORE = {"get_correct_attn_implementation": _before_check,
+           "set_attn_implementation": _before_switch}
+
+
+def install() -> None:
+    """Stand before the methods of Transformers that take the name of an implementation."""
+    global _active
+    _active = True
+    for name, before in _BEFORE.items():
+        if name not in _ours:
+            _originals[name] = getattr(PreTrainedModel, name)
+            _ours[name] = before(_originals[name])
+            setattr(PreTrainedModel, name, _ours[name])
 
 
 def remove() -> None:
-    """Put the method of Transformers back, unless another patch was put on ours: then warn."""
-    global _active, _ours, _original
+    """Put the methods of Transformers back, unless another patch was put on ours: then warn."""
+    global _active
     _active = False
     while _tables:
         _tables.pop().pop(NAME, None)
-    if _ours is None:
-        return
-    if PreTrainedModel.get_correct_attn_implementation is not _ours:
-        warnings.warn("PreTrainedModel.get_correct_attn_implementation was patched by others after "
-                      f'"{NAME}" was registered, expected nobody to: it is left as it is, and '
-                      "the part of it that is ours does nothing now", RuntimeWarning, stacklevel=3)
-        return
-    PreTrainedModel.get_correct_attn_implementation = _original  # type: ignore[method-assign]
-    _ours = _original = None
+    for name in list(_ours):
+        if getattr(PreTrainedModel, name) is not _ours[name]:
+            warnings.warn(f'PreTrainedModel.{name} was patched by others after "{NAME}" was '
+                          "registered, expected nobody to: it is left as it is, and the part of it "
+                          "that is ours does nothing now", RuntimeWarning, stacklevel=3)
+            continue
+        setattr(PreTrainedModel, name, _originals.pop(name))
+        del _ours[name]

@@ -52,6 +52,12 @@ def verify(model: Any, batch: Mapping[str, Any] | None = None, *,
     if no layer ran here, or if results differ; ValueError if a batch is needed or nothing can be
     compared.
     """
+    if not isinstance(model, torch.nn.Module) or not hasattr(model, "config"):
+        raise TypeError(f"model: was a {type(model).__name__}, expected a PreTrainedModel, or a "
+                        "module around one that has its config")
+    if batch is not None and not hasattr(batch, "keys"):
+        raise TypeError(f"batch: was a {type(batch).__name__}, expected the keywords of the "
+                        "model's forward")
     for part in _parts(model):
         _guard.refuse_model(part)
     batches = [dict(batch)] if batch is not None else _default_batches(model)

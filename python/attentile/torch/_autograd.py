@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 
 from attentile import _core
 from attentile._arrays import Gradients
-from attentile._call import POSITION, TENSORS, keys_of, make_options, split
+from attentile._call import PLAIN_SCALARS, POSITION, TENSORS, keys_of, make_options, split
 from attentile.torch import _ops
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ _is_compiling = torch.compiler.is_compiling
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _is_batched = torch._C._functorch.is_legacy_batchedtensor  # is_grads_batched=True
 _peek_functorch = torch._C._functorch.peek_interpreter_stack
+_jit_trace = torch._C._get_tracing_state
+_is_any_autocast = torch._C._is_any_autocast_enabled
 
 
 def _alone(q: Any, k: Any, v: Any) -> bool:
@@ -43,6 +45,7 @@ def _alone(q: Any, k: Any, v: Any) -> bool:
     says of itself that its memory is to be read otherwise; the dispatcher resolves it."""
     return (type(q) in _PLAIN and type(k) in _PLAIN and type(v) in _PLAIN
             and not _is_compiling() and not _dispatch_modes() and _peek_functorch() is None
+            and _jit_trace() is None
             and not (q.is_neg() or k.is_neg() or v.is_neg()))
 
 
@@ -74,9 +77,9 @@ class _Call(NamedTuple):
 
 
 def _run_forward(q: Tensor, k: Tensor, v: Tensor, call: _Call) -> tuple[Tensor, Tensor]:
-    optional, options, layout, threads, progress, *_ = call
-    out, lse = _ops.new_out(q, v), _ops.new_lse(q, layout)
-    _core.forward((q, k, v, out, lse, None, *optional), options, threads, progress)
+    out, lse = _ops.new_out(q, v), _ops.new_lse(q, call.layout)
+    _core.forward((q, k, v, out, lse, None, *call.optional), call.options, call.threads,
+                  call.progress)
     return out, lse
 
 
@@ -87,8 +90,12 @@ class _Saved(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None,
                 sink: Tensor | None, call: _Call) -> Any:
         out, lse = _run_forward(q, k, v, call)
-        ctx.save_for_backward(q, k, v, out, lse, *call.optional)
-        ctx.call = call._replace(optional=())
+        if call.optional:
+            ctx.save_for_backward(q, k, v, out, lse, *call.optional)
+            call = call._replace(optional=())
+        else:
+            ctx.save_for_backward(q, k, v, out, lse)
+        ctx.call = call
         if not call.with_lse:
             return out
         ctx.set_materialize_grads(False)
@@ -111,6 +118,10 @@ class _Saved(torch.autograd.Function):
         _core.backward((q, k, v, out, lse, None, *optional), (dout, *gradients[:3], dlse,
                        *gradients[3:]), options, threads, progress)
         return (*gradients, None)
+
+
+# Past the checks that Function.apply makes for torch.func: nobody looks on at an eager call.
+_apply_saved = super(torch.autograd.Function, _Saved).apply
 
 
 def _operator_backward(needs: Any, scalars: dict[str, Any], *tensors: Any) -> tuple[Any, ...]:
@@ -267,7 +278,7 @@ def attention(
     differentiable too; num_threads defaults to torch.get_num_threads(); dropout without a
     dropout_seed draws one from torch's generator. Works under autocast, torch.compile(fullgraph),
     torch.export, torch.func.grad and vmap; forward-mode derivatives raise NotImplementedError.
-    return_keep and progress are for eager calls.
+    return_keep, progress and num_threads are for eager calls.
     """
     optional, scalars = split(keywords) if keywords else ((), {})
     state = None
@@ -277,15 +288,17 @@ def attention(
                              "none: then both are drawn")
         state = draw_dropout_state()
     if not _alone(q, k, v) or forward_ad._current_level >= 0:
-        if return_keep or progress is not None:
-            raise ValueError("return_keep, progress: given in a traced or transformed call, "
-                             "expected only in eager calls on plain tensors")
+        if return_keep or progress is not None or num_threads is not None:
+            raise ValueError("return_keep, progress, num_threads: given in a traced or transformed "
+                             "call, expected only in eager calls on plain tensors")
         _require_tensors(q=q, k=k, v=v)
+        if not _is_compiling() and all(type(x) in PLAIN_SCALARS for x in scalars.values()):
+            make_options(scalars)  # refuses by name, as an eager call does
         if state is not None:
             optional = (*optional, *(None,) * (len(TENSORS) - len(optional)), state)
         out, lse = _ops.forward(q, k, v, *optional, **_ops.scalars_of(scalars))
         return (out, lse) if return_lse else out
-    if torch.is_autocast_enabled("cpu"):
+    if _is_any_autocast() and torch.is_autocast_enabled("cpu"):
         q, k, v = _autocast((q, k, v))
     if state is not None:
         seed, offset = state.tolist()
@@ -313,7 +326,7 @@ def attention(
 
 def _eager(q: Tensor, k: Tensor, v: Tensor, bias: Any, sink: Any, call: _Call) -> Any:
     if _wants_gradient(q, k, v, bias, sink):
-        return _Saved.apply(  # type: ignore[no-untyped-call,unused-ignore]
+        return _apply_saved(  # type: ignore[no-untyped-call]
             q, k, v, bias, sink, call)
     if call.with_lse:
         return _run_forward(q, k, v, call)

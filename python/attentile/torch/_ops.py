@@ -29,6 +29,7 @@ _OPTIONAL = {"softmax_scale": "float?", "position_offset": "SymInt?"}
 
 _BIAS, _SINK = POSITION["bias"] - 6, POSITION["sink"] - 6
 _TWO64 = 1 << 64
+_LSE_IN_SAME_DTYPE = (torch.float32, torch.float64)
 
 
 def _schema_scalars() -> str:
@@ -80,8 +81,10 @@ def new_out(q: Tensor, v: Tensor) -> Tensor:
 
 
 def new_lse(q: Tensor, layout: str) -> Tensor:
-    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    return q.new_empty(lse_shape(q.shape, layout), dtype=dtype)
+    shape = lse_shape(q.shape, layout)
+    if q.dtype in _LSE_IN_SAME_DTYPE:
+        return q.new_empty(shape)
+    return q.new_empty(shape, dtype=torch.float32)
 
 
 def _forward_cpu(q: Tensor, k: Tensor, v: Tensor, *optional: Tensor | None,

@@ -54,9 +54,12 @@ class _State:
 
 
 def last_dispatch() -> Dispatch | None:
-    """Who ran this thread's last scaled_dot_product_attention and why; None before the first.
+    """Who ran this thread's last scaled_dot_product_attention on CPU tensors, and why.
 
-    Calls are seen from the first use of `sdpa` on. Compiled functions ask when they are traced.
+    None before the first one in the scope of `sdpa` that was entered last, and after one that
+    raised. Calls are seen from the first use of `sdpa` on; those on nested tensors and on other
+    devices go to kernels of torch that know nothing of this. Compiled functions ask when they are
+    traced.
     """
     return getattr(_last, "dispatch", None)
 
@@ -123,9 +126,20 @@ def _mask_fits(mask: Tensor | None, query: Tensor, key: Tensor) -> bool:
     return all(m in (1, w) for m, w in zip(reversed(mask.shape), reversed(want), strict=False))
 
 
+def _is_usual(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether nothing has to be asked: four dimensions that agree, as in most calls."""
+    dtype, q, k, v = query.dtype, query.shape, key.shape, value.shape
+    return (len(q) == len(k) == len(v) == 4 and q[0] == k[0] == v[0] and q[1] == k[1] == v[1]
+            and k[2] == v[2] and 0 < q[3] == k[3] <= _MAX_HEAD_DIM and 0 < v[3] <= _MAX_HEAD_DIM
+            and dtype in _DTYPES and key.dtype is dtype and value.dtype is dtype)
+
+
 def _compute(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scalars: Any,
              enable_gqa: bool) -> Tensor | str:
     """The call on attentile, or why not."""
+    if mask is None and _is_usual(query, key, value):
+        usual: Tensor = attention(query, key, value, layout="bhsd", **scalars)
+        return usual
     rank = max(query.dim(), key.dim(), value.dim())  # leading dimensions broadcast
     query, key, value = (x if x.dim() == rank else x[(None,) * (rank - x.dim())]
                          for x in (query, key, value))
@@ -158,6 +172,7 @@ def _scaled_dot_product_attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     if _inside.get() or _State.everywhere:
+        _last.dispatch = None
         scalars: dict[str, Any] = {}
         if is_causal:
             scalars["causal"], scalars["alignment"] = True, "top_left"
@@ -211,9 +226,10 @@ def sdpa() -> Iterator[None]:
     Any mask (bool: True takes part; float: added), also one that requires a gradient, is_causal
     (top-left), dropout, enable_gqa, scale, head dimensions 1 to 512 with value's own, tensors of 2
     to any dimensions, autograd, autocast, inference_mode, vmap, torch.func.grad.
-    torch.nn.attention.varlen.varlen_attn works on the CPU too. Calls that torch computes itself
-    (nested, complex and integer tensors, other devices, larger head dimensions, arguments that do
-    not fit: torch raises) are told by `last_dispatch()`. A row that sees no key is 0.
+    torch.nn.attention.varlen.varlen_attn works on the CPU too. torch computes calls on nested
+    tensors and on other devices itself, and, told by `last_dispatch()`, those on complex and
+    integer tensors, larger head dimensions and arguments that do not fit: there it raises. A row
+    that sees no key is 0.
 
     The scope is this thread's or task's context: nests, survives exceptions, is not inherited by
     new threads. A compiled function keeps the choice of the time it was traced.
@@ -221,6 +237,7 @@ def sdpa() -> Iterator[None]:
     of scaled_dot_product_attention.
     """
     _register()
+    _last.dispatch = None
     token = _inside.set(True)
     try:
         yield
