@@ -44,4 +44,14 @@ int64_t forward_blocks(const ForwardParams& params) {
   return ceil_div(params.max_seqlen_q, Kernel::kTileM) * params.num_heads_q * params.batch;
 }
 
+// The launches of a forward pass, in order, as calls of launch.template operator()<Kernel>(blocks,
+// params), which says whether to go on. A GPU and the emulator differ in `launch` alone.
+template <class Launch>
+bool forward_pass(DType dtype, const ForwardParams& params, Launch&& launch) {
+  return with_forward_kernel(dtype, params, [&]<class Kernel>() -> bool {
+    const int64_t blocks = forward_blocks<Kernel>(params);
+    return blocks == 0 || launch.template operator()<Kernel>(static_cast<uint32_t>(blocks), params);
+  });
+}
+
 }  // namespace attentile::cuda

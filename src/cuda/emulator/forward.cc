@@ -10,15 +10,13 @@ namespace attentile::cuda::emulator {
 Status run_forward(Device& device, const Problem& problem, Report* report) {
   if (Status status = check_forward(problem); !status.ok()) return status;
   const ForwardParams params = make_forward_params(problem);
-  const Report result = with_forward_kernel(problem.dtype, params, [&]<class Kernel>() {
-    const uint32_t blocks = static_cast<uint32_t>(forward_blocks<Kernel>(params));
-    if (blocks == 0) {
-      Report nothing;
-      nothing.completed = true;
-      return nothing;
-    }
-    return device.launch<Kernel>({blocks}, Kernel::kSharedBytes, params);
-  });
+  Report result;
+  result.completed = true;  // nothing to do is done
+  forward_pass(problem.dtype, params,
+               [&]<class Kernel>(uint32_t blocks, const auto& kernel_params) {
+                 result = device.launch<Kernel>({blocks}, Kernel::kSharedBytes, kernel_params);
+                 return result.clean();
+               });
   if (report != nullptr) *report = result;
   if (result.clean()) return Status();
   return Status(StatusCode::kInternal, "emulator: the launch was not clean\n" + result.text());

@@ -5,10 +5,12 @@
 namespace attentile::cuda {
 
 cudaError_t start_forward(DType dtype, const ForwardParams& params, cudaStream_t stream) {
-  return with_forward_kernel(dtype, params, [&]<class Kernel>() {
-    const uint32_t blocks = static_cast<uint32_t>(forward_blocks<Kernel>(params));
-    return launch<Kernel>({blocks}, Kernel::kSharedBytes, params, stream);
+  cudaError_t error = cudaSuccess;
+  forward_pass(dtype, params, [&]<class Kernel>(uint32_t blocks, const auto& kernel_params) {
+    error = launch<Kernel>({blocks}, Kernel::kSharedBytes, kernel_params, stream);
+    return error == cudaSuccess;
   });
+  return error;
 }
 
 }  // namespace attentile::cuda
