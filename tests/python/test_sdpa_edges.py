@@ -290,3 +290,60 @@ def test_last_dispatch_is_of_this_scope_and_of_calls_that_returned() -> None:
         F.scaled_dot_product_attention(q, k, v)
     with sdpa():
         assert last_dispatch() is None
+
+
+def nested(layout: torch.layout, *, grad: bool = False) -> Tensor:
+    generator = torch.Generator().manual_seed(5)
+    rows = [torch.randn(n, 2, 8, generator=generator) for n in (3, 5)]
+    if layout is torch.strided:
+        strided: Tensor = torch.nested.nested_tensor(
+            [row.transpose(0, 1).contiguous() for row in rows], requires_grad=grad)
+        return strided
+    jagged: Tensor = torch.nested.nested_tensor(rows, layout=layout, requires_grad=grad)
+    return jagged.transpose(1, 2)
+
+
+@pytest.mark.parametrize("grad", [False, True], ids=["", "grad"])
+@pytest.mark.parametrize(("make", "why"), [
+    (lambda grad: nested(torch.strided, grad=grad), "query is a nested tensor"),
+    (lambda grad: nested(torch.jagged, grad=grad), "layout torch.jagged is among"),
+    (lambda grad: torch.zeros(2, 2, 5, 8, device="meta", requires_grad=grad),
+     "device of query is meta"),
+], ids=["strided nested", "jagged", "meta"])
+def test_last_dispatch_tells_of_calls_that_are_torchs_alone(
+        make: Any, why: str, *, grad: bool) -> None:
+    x = make(grad)
+    q, k, v = tokens()
+    with sdpa():
+        F.scaled_dot_product_attention(q, k, v)
+        out = F.scaled_dot_product_attention(x, x, x)
+        inside = last_dispatch()
+        assert inside is not None and inside.who == "torch" and why in inside.why, inside
+        F.scaled_dot_product_attention(q, k, v)
+        with pytest.raises((RuntimeError, ValueError)):
+            F.scaled_dot_product_attention(x, x, x, attn_mask=torch.ones(3, 7, 9, 11, 2))
+        assert last_dispatch() is None or last_dispatch() != inside
+    again = F.scaled_dot_product_attention(x, x, x)
+    outside = last_dispatch()
+    assert outside is not None and outside.who == "torch" and "outside" in outside.why
+    assert out.shape == again.shape if not out.is_nested else out.size(0) == again.size(0)
+
+
+def test_nested_tensors_are_computed_as_before_without_gradients() -> None:
+    for layout in (torch.strided, torch.jagged):
+        x = nested(layout)
+        with sdpa(), torch.no_grad():
+            out = F.scaled_dot_product_attention(x, x, x)
+            assert last_dispatch() is not None and last_dispatch().who == "torch"
+        for row, given in zip(out.unbind(), x.unbind(), strict=True):
+            want = F.scaled_dot_product_attention(given, given, given)
+            torch.testing.assert_close(row, want)
+
+
+def test_a_compiled_call_on_a_jagged_tensor_is_torchs() -> None:
+    x = nested(torch.jagged)
+    want = [F.scaled_dot_product_attention(row, row, row) for row in x.unbind()]
+    with sdpa():
+        out = torch.compile(lambda y: F.scaled_dot_product_attention(y, y, y), backend="eager")(x)
+    for row, expected in zip(out.unbind(), want, strict=True):
+        torch.testing.assert_close(row, expected)

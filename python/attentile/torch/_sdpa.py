@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from attentile.torch import _varlen
+from attentile.torch import _elsewhere, _varlen
 from attentile.torch._autograd import attention
 
 if TYPE_CHECKING:
@@ -54,12 +54,12 @@ class _State:
 
 
 def last_dispatch() -> Dispatch | None:
-    """Who ran this thread's last scaled_dot_product_attention on CPU tensors, and why.
+    """Who ran this thread's last scaled_dot_product_attention, and why.
 
     None before the first one in the scope of `sdpa` that was entered last, and after one that
-    raised. Calls are seen from the first use of `sdpa` on; those on nested tensors and on other
-    devices go to kernels of torch that know nothing of this. Compiled functions ask when they are
-    traced.
+    raised. Calls are seen from the first use of `sdpa` on, but not those on tensors of device
+    "meta" made in inference mode: torch allows no kernel there. Compiled functions ask when they
+    are traced.
     """
     return getattr(_last, "dispatch", None)
 
@@ -193,6 +193,14 @@ def _scaled_dot_product_attention(
     return fallen
 
 
+def _tell_elsewhere(why: str | None) -> None:
+    """Of a call that torch takes: None before it, then why, unless a call within has told."""
+    if why is None:
+        _last.dispatch = None
+    elif _last.dispatch is None:
+        _last.dispatch = Dispatch("torch", why) if active() else _OUTSIDE
+
+
 def _register() -> None:
     """Puts the kernels in place, once in the process."""
     if _State.library is not None:
@@ -210,6 +218,7 @@ def _register() -> None:
                 library.impl("scaled_dot_product_attention",
                              functools.partial(_scaled_dot_product_attention, (stock[key], keys)),
                              key, allow_override=True)
+            _elsewhere.register(library, _tell_elsewhere)
         _varlen.register(library, active)
         _State.library = library
 
@@ -226,9 +235,9 @@ def sdpa() -> Iterator[None]:
     Any mask (bool: True takes part; float: added), also one that requires a gradient, is_causal
     (top-left), dropout, enable_gqa, scale, head dimensions 1 to 512 with value's own, tensors of 2
     to any dimensions, autograd, autocast, inference_mode, vmap, torch.func.grad.
-    torch.nn.attention.varlen.varlen_attn works on the CPU too. torch computes calls on nested
-    tensors and on other devices itself, and, told by `last_dispatch()`, those on complex and
-    integer tensors, larger head dimensions and arguments that do not fit: there it raises. A row
+    torch.nn.attention.varlen.varlen_attn works on the CPU too. torch computes, and
+    `last_dispatch()` tells, calls on nested tensors, on other devices, on complex and integer
+    tensors, with larger head dimensions and with arguments that do not fit: there it raises. A row
     that sees no key is 0.
 
     The scope is this thread's or task's context: nests, survives exceptions, is not inherited by
