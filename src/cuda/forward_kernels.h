@@ -50,7 +50,7 @@ template <class Launch>
 bool forward_pass(DType dtype, const ForwardParams& params, Launch&& launch) {
   return with_forward_kernel(dtype, params, [&]<class Kernel>() -> bool {
     const int64_t blocks = forward_blocks<Kernel>(params);
-    return blocks == 0 || launch.template operator()<Kernel>(static_cast<uint32_t>(blocks), params);
+    return blocks == 0 || launch.template operator()<Kernel>(blocks, params);
   });
 }
 

@@ -64,7 +64,7 @@ Status unsupported(const std::string& what) {
 
 }  // namespace
 
-Status check_forward(const Problem& p) {
+Status check_forward(const Problem& p, const DeviceLimits& limits) {
   if (p.dtype != DType::kFloat16 && p.dtype != DType::kBFloat16) {
     return unsupported(std::string("q: is ") + to_string(p.dtype) +
                        ", but the CUDA kernels take float16 and bfloat16");
@@ -72,6 +72,12 @@ Status check_forward(const Problem& p) {
   if (std::max(p.head_dim, p.head_dim_v) > 256) {
     return unsupported("head_dim: is " + std::to_string(p.head_dim) + " and head_dim_v " +
                        std::to_string(p.head_dim_v) + ", but the CUDA kernels take at most 256");
+  }
+  if (std::max(p.head_dim, p.head_dim_v) > 192 && limits.shared_bytes_per_block < 131616) {
+    return unsupported(
+        "head_dim: is above 192, which takes 131,616 bytes of shared memory, but a "
+        "block of this GPU has " +
+        std::to_string(limits.shared_bytes_per_block));
   }
   if (p.block_mask.present) {
     return unsupported("block_mask: is given, but the CUDA kernels have no block patterns");
@@ -86,7 +92,7 @@ Status check_forward(const Problem& p) {
   return Status();
 }
 
-ForwardParams make_forward_params(const Problem& p) {
+ForwardParams make_forward_params(const Problem& p, const DeviceLimits&) {
   ForwardParams params;
   params.batch = static_cast<int32_t>(p.batch);
   params.num_heads_q = static_cast<int32_t>(p.num_heads_q);
@@ -126,6 +132,10 @@ ForwardParams make_forward_params(const Problem& p) {
   params.dropout = p.dropout;
   params.kept_scale = static_cast<float>(p.dropout.enabled ? p.dropout.scale : 1.0);
   return params;
+}
+
+int64_t forward_workspace_bytes(const Problem&, const DeviceLimits&) {
+  return 0;
 }
 
 }  // namespace attentile::cuda

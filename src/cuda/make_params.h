@@ -3,15 +3,18 @@
 #pragma once
 
 #include "attentile/status.h"
+#include "cuda/device_limits.h"
 #include "cuda/params.h"
 #include "problem.h"
 
 namespace attentile::cuda {
 
 // Ok, or kUnsupported with the reason why no kernel here serves the problem.
-Status check_forward(const Problem& problem);
+Status check_forward(const Problem& problem, const DeviceLimits& limits = {});
 
-// Of a problem that check_forward() accepts and that has something to compute.
-ForwardParams make_forward_params(const Problem& problem);
+// Of a problem that check_forward() accepts. params.workspace is the caller's to set, to
+// forward_workspace_bytes() of device memory, at a multiple of 16 bytes.
+ForwardParams make_forward_params(const Problem& problem, const DeviceLimits& limits = {});
+int64_t forward_workspace_bytes(const Problem& problem, const DeviceLimits& limits = {});
 
 }  // namespace attentile::cuda

@@ -70,6 +70,8 @@ struct ForwardParams {
   ScoreParams score;
   Dropout dropout;
   float kept_scale = 1;  // 1 / (1 - p)
+
+  char* workspace = nullptr;  // the caller's device memory, at a multiple of 16 bytes
 };
 
 }  // namespace attentile::cuda

@@ -12,11 +12,11 @@ Status run_forward(Device& device, const Problem& problem, Report* report) {
   const ForwardParams params = make_forward_params(problem);
   Report result;
   result.completed = true;  // nothing to do is done
-  forward_pass(problem.dtype, params,
-               [&]<class Kernel>(uint32_t blocks, const auto& kernel_params) {
-                 result = device.launch<Kernel>({blocks}, Kernel::kSharedBytes, kernel_params);
-                 return result.clean();
-               });
+  forward_pass(problem.dtype, params, [&]<class Kernel>(int64_t blocks, const auto& kernel_params) {
+    result =
+        device.launch<Kernel>({static_cast<uint32_t>(blocks)}, Kernel::kSharedBytes, kernel_params);
+    return result.clean();
+  });
   if (report != nullptr) *report = result;
   if (result.clean()) return Status();
   return Status(StatusCode::kInternal, "emulator: the launch was not clean\n" + result.text());

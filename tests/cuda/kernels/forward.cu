@@ -6,8 +6,9 @@ namespace attentile::cuda {
 
 cudaError_t start_forward(DType dtype, const ForwardParams& params, cudaStream_t stream) {
   cudaError_t error = cudaSuccess;
-  forward_pass(dtype, params, [&]<class Kernel>(uint32_t blocks, const auto& kernel_params) {
-    error = launch<Kernel>({blocks}, Kernel::kSharedBytes, kernel_params, stream);
+  forward_pass(dtype, params, [&]<class Kernel>(int64_t blocks, const auto& kernel_params) {
+    error = launch<Kernel>({static_cast<uint32_t>(blocks)}, Kernel::kSharedBytes, kernel_params,
+                           stream);
     return error == cudaSuccess;
   });
   return error;
