@@ -113,6 +113,10 @@ ForwardParams make_forward_params(const Problem& p, const DeviceLimits&) {
   params.mask = make_array(p.mask);
   params.sink = make_array(p.sink);
   params.alibi_slopes = make_array(p.alibi_slopes);
+  // Tiles of these are filled in whole chunks, or else element by element.
+  const int64_t chunk = 16 / size_of(p.dtype);
+  if (p.head_dim % chunk != 0) params.q.in_chunks = params.k.in_chunks = false;
+  if (p.head_dim_v % chunk != 0) params.v.in_chunks = false;
   params.packed_q = p.varlen;
   params.cu_seqlens_q = make_index(p.cu_seqlens_q);
   params.cu_seqlens_k = make_index(p.cu_seqlens_k);

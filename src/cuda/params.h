@@ -16,7 +16,8 @@ struct ArrayParams {
   char* data = nullptr;
   int64_t stride[4] = {};
   bool is_float32 = false;  // else of q's dtype; of bias alone
-  bool in_chunks = false;   // its rows are contiguous and begin at multiples of 16 bytes
+  bool in_chunks =
+      false;  // its rows are contiguous, whole chunks, and begin at multiples of 16 bytes
 };
 
 // A one-dimensional int32 array. Absent: data = null.

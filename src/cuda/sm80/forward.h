@@ -195,6 +195,8 @@ struct Forward {
     const Position at_q = ldmatrix_a(lane);
     const Position at_k = ldmatrix_b(lane);
     const uint32_t warp_rows = arena.task.load().warp * kWarpRows * QueryTile::kPanelBytes;
+    const SharedAddress first_q = arena.q.at(at_q.row, at_q.column) + warp_rows;
+    const SharedAddress first_k = arena.k.at(at_k.row, at_k.column);
     ATTENTILE_UNROLL
     for (int m = 0; m < kRowTiles; ++m) {
       ATTENTILE_UNROLL
@@ -202,8 +204,8 @@ struct Forward {
     }
     ATTENTILE_UNROLL
     for (int c = 0; c < kHeadDim; c += 16) {
-      const SharedAddress q = arena.q.at(at_q.row, c + at_q.column) + warp_rows;
-      const SharedAddress k = arena.k.at(at_k.row, c + at_k.column);
+      const SharedAddress q = QueryTile::columns_on(first_q, c);
+      const SharedAddress k = KeyTile::columns_on(first_k, c);
       FragmentA a[kRowTiles];
       ATTENTILE_UNROLL
       for (int m = 0; m < kRowTiles; ++m) {
@@ -242,21 +244,25 @@ struct Forward {
     return weights;
   }
 
-  // Two fragments of V [16, 8]: keys from k on, columns from c on.
-  ATTENTILE_DEVICE static Registers<4> values(KeyTile v, uint32_t lane, int k, int c) {
+  // Two fragments of V [16, 8]: keys from k on, columns from c on. `first` is those from 0 on.
+  ATTENTILE_DEVICE static SharedAddress first_values(KeyTile v, uint32_t lane) {
     const Position at = ldmatrix_b_trans(static_cast<int>(lane));
-    return ldmatrix<4, true>(v.at(at.row, c + at.column) +
+    return v.at(at.row, at.column);
+  }
+  ATTENTILE_DEVICE static Registers<4> values(SharedAddress first, int k, int c) {
+    return ldmatrix<4, true>(KeyTile::columns_on(first, c) +
                              static_cast<uint32_t>(k) * KeyTile::kPanelBytes);
   }
 
   // O [kWarpRows, kHeadDim] += P V.
   ATTENTILE_DEVICE static void multiply_values(KeyTile v, uint32_t lane, const Weights& weights,
                                                Rows& rows) {
+    const SharedAddress first_v = first_values(v, lane);
     ATTENTILE_UNROLL
     for (int k = 0; k < kTileN; k += 16) {
       ATTENTILE_UNROLL
       for (int c = 0; c < kHeadDim; c += 16) {
-        const Registers<4> b = values(v, lane, k, c);
+        const Registers<4> b = values(first_v, k, c);
         ATTENTILE_UNROLL
         for (int m = 0; m < kRowTiles; ++m) {
           const FragmentA& a = weights.part[m][k / 16];
@@ -291,6 +297,7 @@ struct Forward {
   ATTENTILE_DEVICE static void multiply_special_values(const Params& p, const Arena& arena,
                                                        const TileOrigin& at, const Weights& weights,
                                                        Rows& rows) {
+    const SharedAddress first_v = first_values(arena.v, at.lane);
     ATTENTILE_UNROLL
     for (int m = 0; m < kRowTiles; ++m) {
       Weights marked;
@@ -304,7 +311,7 @@ struct Forward {
         Accumulator marks = {};
         ATTENTILE_UNROLL
         for (int k = 0; k < kTileN; k += 16) {
-          const Registers<4> b = values(arena.v, at.lane, k, c / 16 * 16);
+          const Registers<4> b = values(first_v, k, c / 16 * 16);
           const SplitValues first = split_values<T>(b.reg[c % 16 / 4]);
           const SplitValues second = split_values<T>(b.reg[c % 16 / 4 + 1]);
           mma_m16n8k16<T>(acc, weights.part[m][k / 16], {first.finite, second.finite});
