@@ -11,7 +11,9 @@ Status check_backward(const Problem&, const DeviceLimits&) {
 }
 
 BackwardParams make_backward_params(const Problem& problem, const DeviceLimits& limits) {
-  return {.call = make_forward_params(problem, limits)};
+  BackwardParams params;
+  params.call = make_forward_params(problem, limits);
+  return params;
 }
 
 int64_t backward_workspace_bytes(const Problem&, const DeviceLimits&) {
