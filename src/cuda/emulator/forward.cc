@@ -2,24 +2,62 @@
 // The forward pass on the emulated GPU: the kernel table, compiled for the host.
 #include "cuda/emulator/forward.h"
 
+#include <vector>
+
 #include "cuda/forward_kernels.h"
 #include "cuda/make_params.h"
 
 namespace attentile::cuda::emulator {
 
-Status run_forward(Device& device, const Problem& problem, Report* report) {
-  if (Status status = check_forward(problem); !status.ok()) return status;
-  const ForwardParams params = make_forward_params(problem);
-  Report result;
-  result.completed = true;  // nothing to do is done
-  forward_pass(problem.dtype, params, [&]<class Kernel>(int64_t blocks, const auto& kernel_params) {
-    result =
-        device.launch<Kernel>({static_cast<uint32_t>(blocks)}, Kernel::kSharedBytes, kernel_params);
-    return result.clean();
+namespace {
+
+// Memory for the length of a call, at a multiple of 16 bytes: as on a GPU, nobody has filled it.
+class Workspace {
+ public:
+  Workspace(Device& device, int64_t bytes) : device_(device), words_(ceil_div(bytes, 16)) {
+    if (bytes > 0) {
+      device.register_memory(data(), static_cast<size_t>(bytes),
+                             {.name = "workspace", .initialised = false});
+    }
+  }
+  ~Workspace() {
+    if (!words_.empty()) device_.forget_memory(data());
+  }
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+
+  char* data() { return reinterpret_cast<char*>(words_.data()); }
+
+ private:
+  struct alignas(16) Word {
+    char byte[16];
+  };
+  Device& device_;
+  std::vector<Word> words_;
+};
+
+}  // namespace
+
+Status run_forward(Device& device, const Problem& problem, Report* report,
+                   const DeviceLimits& limits) {
+  if (Status status = check_forward(problem, limits); !status.ok()) return status;
+  const Report all = run_forward(device, problem.dtype, make_forward_params(problem, limits));
+  if (report != nullptr) *report = all;
+  if (all.clean()) return Status();
+  return Status(StatusCode::kInternal, "emulator: the launch was not clean\n" + all.text());
+}
+
+Report run_forward(Device& device, DType dtype, ForwardParams params) {
+  Workspace workspace(device, partial_bytes(params));
+  params.workspace = workspace.data();
+  Report all;
+  all.completed = true;  // nothing to do is done
+  forward_pass(dtype, params, [&]<class Kernel>(int64_t blocks, const auto& kernel_params) {
+    all.add(device.launch<Kernel>({static_cast<uint32_t>(blocks)}, Kernel::kSharedBytes,
+                                  kernel_params));
+    return all.clean();
   });
-  if (report != nullptr) *report = result;
-  if (result.clean()) return Status();
-  return Status(StatusCode::kInternal, "emulator: the launch was not clean\n" + result.text());
+  return all;
 }
 
 }  // namespace attentile::cuda::emulator

@@ -102,21 +102,19 @@ ATTENTILE_DEVICE void load_scattered(SharedTile<T, kRows, kColumns> tile, const 
   }
 }
 
-// Rows [0, count) of a tile part that one warp wrote, to `to`, rows `row_stride` elements apart.
-template <class T>
-struct StoreRows {
-  T* to = nullptr;
-  int64_t row_stride = 0;
-  int64_t column_stride = 1;
+// Rows [0, count) of a tile part that one warp wrote.
+struct StoredRows {
   int32_t count = 0;
   int32_t columns = 0;
+  int64_t column_stride = 1;
   bool in_chunks = false;
 };
 
-// The warp's lanes store rows [first, first + out.count) of the tile, panel by panel.
-template <class T, int kRows, int kColumns>
-ATTENTILE_DEVICE void store_rows(SharedTile<T, kRows, kColumns> tile, int first,
-                                 const StoreRows<T>& out) {
+// The warp's lanes store rows [first, first + out.count) of the tile, panel by panel, row r of them
+// to address(r).
+template <class T, int kRows, int kColumns, class Address>
+ATTENTILE_DEVICE void store_scattered(SharedTile<T, kRows, kColumns> tile, int first,
+                                      const StoredRows& out, Address address) {
   using Map = ChunkMap<kWarpSize, SharedTile<T, kRows, kColumns>, T>;
   const int lane = static_cast<int>(lane_idx());
   for (int panel = 0; panel < kColumns; panel += Map::kPanelColumns) {
@@ -124,7 +122,7 @@ ATTENTILE_DEVICE void store_rows(SharedTile<T, kRows, kColumns> tile, int first,
     if (column >= out.columns) continue;
     for (int row = lane / Map::kRowThreads; row < out.count; row += Map::kRowStep) {
       const auto values = ld_shared<Chunk<T>>(tile.at(first + row, column));
-      T* to = out.to + row * out.row_stride + column * out.column_stride;
+      T* to = address(row) + column * out.column_stride;
       if (out.in_chunks && column + kChunk <= out.columns) {
         st_global_cs(reinterpret_cast<Chunk<T>*>(to), values);
         continue;
@@ -135,6 +133,27 @@ ATTENTILE_DEVICE void store_rows(SharedTile<T, kRows, kColumns> tile, int first,
       }
     }
   }
+}
+
+// The same to `to`, rows `row_stride` elements apart.
+template <class T>
+struct StoreRows {
+  T* to = nullptr;
+  int64_t row_stride = 0;
+  int64_t column_stride = 1;
+  int32_t count = 0;
+  int32_t columns = 0;
+  bool in_chunks = false;
+};
+template <class T, int kRows, int kColumns>
+ATTENTILE_DEVICE void store_rows(SharedTile<T, kRows, kColumns> tile, int first,
+                                 const StoreRows<T>& out) {
+  store_scattered(tile, first,
+                  {.count = out.count,
+                   .columns = out.columns,
+                   .column_stride = out.column_stride,
+                   .in_chunks = out.in_chunks},
+                  [&](int32_t row) { return out.to + row * out.row_stride; });
 }
 
 }  // namespace attentile::cuda
