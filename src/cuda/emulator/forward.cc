@@ -2,41 +2,11 @@
 // The forward pass on the emulated GPU: the kernel table, compiled for the host.
 #include "cuda/emulator/forward.h"
 
-#include <vector>
-
+#include "cuda/emulator/workspace.h"
 #include "cuda/forward_kernels.h"
 #include "cuda/make_params.h"
 
 namespace attentile::cuda::emulator {
-
-namespace {
-
-// Memory for the length of a call, at a multiple of 16 bytes: as on a GPU, nobody has filled it.
-class Workspace {
- public:
-  Workspace(Device& device, int64_t bytes) : device_(device), words_(ceil_div(bytes, 16)) {
-    if (bytes > 0) {
-      device.register_memory(data(), static_cast<size_t>(bytes),
-                             {.name = "workspace", .initialised = false});
-    }
-  }
-  ~Workspace() {
-    if (!words_.empty()) device_.forget_memory(data());
-  }
-  Workspace(const Workspace&) = delete;
-  Workspace& operator=(const Workspace&) = delete;
-
-  char* data() { return reinterpret_cast<char*>(words_.data()); }
-
- private:
-  struct alignas(16) Word {
-    char byte[16];
-  };
-  Device& device_;
-  std::vector<Word> words_;
-};
-
-}  // namespace
 
 Status run_forward(Device& device, const Problem& problem, Report* report,
                    const DeviceLimits& limits) {
@@ -50,6 +20,10 @@ Status run_forward(Device& device, const Problem& problem, Report* report,
 Report run_forward(Device& device, DType dtype, ForwardParams params) {
   Workspace workspace(device, partial_bytes(params));
   params.workspace = workspace.data();
+  return start_forward(device, dtype, params);
+}
+
+Report start_forward(Device& device, DType dtype, const ForwardParams& params) {
   Report all;
   all.completed = true;  // nothing to do is done
   forward_pass(dtype, params, [&]<class Kernel>(int64_t blocks, const auto& kernel_params) {

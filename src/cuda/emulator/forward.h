@@ -18,4 +18,7 @@ Status run_forward(Device& device, const Problem& problem, Report* report = null
 // The same from what the kernels see; the workspace is found here.
 Report run_forward(Device& device, DType dtype, ForwardParams params);
 
+// The same, with the workspace of params: the launches alone.
+Report start_forward(Device& device, DType dtype, const ForwardParams& params);
+
 }  // namespace attentile::cuda::emulator

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "cuda/emulator/forward.h"
 #include "cuda/emulator/runtime.h"
 #include "cuda/library_passes.h"
 
@@ -105,6 +106,18 @@ int32_t Runtime::release_on_stream(void* memory, void*, Sentence* sentence) {
 }
 
 }  // namespace attentile::cuda::emulator
+
+namespace attentile::cuda {
+
+template <>
+int32_t library_forward<emulator::Runtime>(DType dtype, const ForwardParams* params, void*,
+                                           Sentence* sentence) {
+  return emulator::Runtime::run(sentence, [&](emulator::Device& device) {
+    return emulator::start_forward(device, dtype, *params);
+  });
+}
+
+}  // namespace attentile::cuda
 
 extern "C" [[gnu::visibility("default")]] const attentile::cuda::BackendTable*
 attentile_cuda_backend() {
