@@ -9,6 +9,9 @@
 
 namespace attentile::cuda {
 
+// One tensor of a Problem.
+ArrayParams make_array(const Array4& array);
+
 // Ok, or kUnsupported with the reason why no kernel here serves the problem.
 Status check_forward(const Problem& problem, const DeviceLimits& limits = {});
 
