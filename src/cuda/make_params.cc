@@ -8,11 +8,6 @@
 #include <string>
 
 namespace attentile::cuda {
-namespace {
-
-constexpr double kLog2EInDouble = 1.4426950408889634;
-// Rows and positions are 32-bit in kernels, with room for a tile beyond the last.
-constexpr int64_t kMostRows = (int64_t{1} << 31) - 1024;
 
 ArrayParams make_array(const Array4& array) {
   ArrayParams params;
@@ -27,6 +22,12 @@ ArrayParams make_array(const Array4& array) {
   }
   return params;
 }
+
+namespace {
+
+constexpr double kLog2EInDouble = 1.4426950408889634;
+// Rows and positions are 32-bit in kernels, with room for a tile beyond the last.
+constexpr int64_t kMostRows = (int64_t{1} << 31) - 1024;
 
 IndexParams make_index(const IndexArray& array) {
   return {array.data, array.stride};

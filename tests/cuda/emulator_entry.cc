@@ -9,9 +9,7 @@
 #include "validate.h"
 
 namespace attentile::cuda::test {
-namespace {
 
-// Everything between the first and the last byte of a view.
 void register_view(Device& device, const TensorView& view, const emulator::Region& region) {
   if (!view.present()) return;
   int64_t first = 0;
@@ -26,8 +24,6 @@ void register_view(Device& device, const TensorView& view, const emulator::Regio
   device.register_memory(static_cast<const char*>(view.data) + first * width,
                          static_cast<size_t>((last - first + 1) * width), region);
 }
-
-}  // namespace
 
 void register_call(Device& device, const AttentionInputs& inputs, const AttentionOutputs& outputs) {
   const std::pair<const char*, const TensorView*> read[] = {

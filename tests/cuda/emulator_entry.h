@@ -11,6 +11,10 @@
 
 namespace attentile::cuda::test {
 
+// Makes everything between the first and the last byte of a view known to a device.
+void register_view(emulator::Device& device, const TensorView& view,
+                   const emulator::Region& region);
+
 // Makes the tensors of a forward call known to a device: inputs to be read, outputs to be written.
 void register_call(emulator::Device& device, const AttentionInputs& inputs,
                    const AttentionOutputs& outputs);

@@ -31,15 +31,6 @@ struct Runtime {
     return guarded(sentence, [&] { return judge(pass(device())); });
   }
 
-  template <class Kernel>
-  static int32_t launch(int64_t blocks, const typename Kernel::Params& params, void*,
-                        Sentence* sentence) {
-    return guarded(sentence, [&] {
-      return judge(
-          device().launch<Kernel>({static_cast<uint32_t>(blocks)}, Kernel::kSharedBytes, params));
-    });
-  }
-
  private:
   static std::mutex& mutex();
   static Device& device();
