@@ -20,19 +20,7 @@ attentile_internal(attentile_io ${io_sources})
 target_link_libraries(attentile_io PUBLIC nlohmann_json::nlohmann_json fmt::fmt)
 list(APPEND internal_targets attentile_io)
 
-# The kernels of src/cuda on the host; only tests need it.
-file(GLOB emulator_sources CONFIGURE_DEPENDS src/cuda/emulator/*.cc)
-list(FILTER emulator_sources EXCLUDE REGEX "/library\\.cc$")
-add_library(attentile_cuda_emulator STATIC EXCLUDE_FROM_ALL ${emulator_sources})
-attentile_target(attentile_cuda_emulator)
-target_include_directories(
-  attentile_cuda_emulator PUBLIC "${PROJECT_SOURCE_DIR}/src" "${PROJECT_SOURCE_DIR}/include")
-target_link_libraries(attentile_cuda_emulator PUBLIC ${attentile_inside})
-# In the place of libattentile_cuda.so: `--device emulator` loads it. Never installed.
-add_library(attentile_cuda_emulated SHARED EXCLUDE_FROM_ALL src/cuda/emulator/library.cc)
-attentile_target(attentile_cuda_emulated)
-target_link_libraries(attentile_cuda_emulated PRIVATE attentile_cuda_emulator)
-attentile_backend_exports(attentile_cuda_emulated)
+include(cmake/AttentileEmulator.cmake)
 
 file(GLOB support_sources CONFIGURE_DEPENDS tests/support/*.cc)
 attentile_internal(attentile_test_support ${support_sources})

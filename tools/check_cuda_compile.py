@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "tests/cuda/kernels/compile.cu"
 FORWARD = ROOT / "tests/cuda/kernels/forward.cu"
-NUM_FORWARD = 16
+NUM_FORWARD = 24
 ARCHITECTURES = (80, 90)
 SKIPPED = 77
 MAX_REGISTERS = 128
@@ -63,12 +63,13 @@ def resources(log):
 
 
 def readable(name):
-    forward = re.search(r"Forward.*Li(\d+)ELb(\d)E", name)
+    forward = re.search(r"Forward.*Li(\d+)ELb(\d)ELb(\d)E", name)
     if forward:
-        options = ", options" if forward.group(2) == "1" else ""
+        head_dim, with_options, is_packed = forward.groups()
+        options = ", packed" if is_packed == "1" else ", options" if with_options == "1" else ""
         types = "bf16" if "BFloat16" in name else "f16"
-        return f"Forward {types} {forward.group(1)}{options}"
-    found = re.search(r"test\d+(Gemm|Instructions)", name)
+        return f"Forward {types} {head_dim}{options}"
+    found = re.search(r"\d+(Gemm|Instructions|Combine)", name)
     types = "bf16" if "BFloat16" in name else "f16"
     row_major = " row-major b" if "Lb1E" in name else ""
     return f"{found.group(1) if found else name} {types}{row_major}"

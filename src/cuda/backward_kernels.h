@@ -1,17 +1,66 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernels of the backward pass and their order.
+// The kernels of the backward pass and their order: what is known of each row; dq, and what sums
+// over all keys of a row need; dk and dv; dbias; dsink.
 #pragma once
 
+#include <algorithm>
+
 #include "cuda/backward_params.h"
+#include "cuda/sm80/bias_gradient.h"
+#include "cuda/sm80/key_gradients.h"
+#include "cuda/sm80/query_gradients.h"
+#include "cuda/sm80/row_stats.h"
+#include "cuda/sm80/sink_gradient.h"
 #include "dtype.h"
 
 namespace attentile::cuda {
 
+inline int64_t query_blocks(const ForwardParams& p, int tile_m) {
+  return ceil_div(p.max_seqlen_q, tile_m) * p.num_heads_q * p.batch;
+}
+inline int64_t key_blocks(const ForwardParams& p, int tile_n) {
+  if (p.num_heads_q == 0) return 0;
+  return key_tiles(p, tile_n) * (p.num_heads_q / p.group_size) * p.batch;
+}
+inline int64_t bias_blocks(const BackwardParams& p, int tile_m, int tile_n) {
+  if (p.dbias.data == nullptr) return 0;
+  return bias_key_tiles(p, tile_n) * ceil_div(p.dbias_shape[2], tile_m) * p.dbias_shape[1] *
+         p.dbias_shape[0];
+}
+
+template <class T, int kHeadDim, class Launch>
+bool backward_pass_of(const BackwardParams& p, Launch& launch) {
+  const auto start = [&]<class Kernel>(int64_t blocks) -> bool {
+    return blocks == 0 || launch.template operator()<Kernel>(blocks, p);
+  };
+  using Rows = RowStats<T>;
+  using Queries = QueryGradients<T, kHeadDim>;
+  using Keys = KeyGradients<T, kHeadDim>;
+  using Bias = BiasGradient<T, kHeadDim>;
+  return start.template operator()<Rows>(query_blocks(p.call, Rows::kTileM)) &&
+         start.template operator()<Queries>(query_blocks(p.call, Queries::kTileM)) &&
+         start.template operator()<Keys>(key_blocks(p.call, Keys::kTileN)) &&
+         start.template operator()<Bias>(bias_blocks(p, Bias::kTileM, Bias::kTileN)) &&
+         start.template operator()<SinkGradient>(p.dsink.data != nullptr ? p.call.num_heads_q : 0);
+}
+
+template <class T, class Launch>
+bool backward_pass_in(const BackwardParams& p, Launch& launch) {
+  const int head_dim = std::max(p.call.head_dim, p.call.head_dim_v);
+  if (head_dim <= 32) return backward_pass_of<T, 32>(p, launch);
+  if (head_dim <= 64) return backward_pass_of<T, 64>(p, launch);
+  if (head_dim <= 96) return backward_pass_of<T, 96>(p, launch);
+  if (head_dim <= 128) return backward_pass_of<T, 128>(p, launch);
+  if (head_dim <= 192) return backward_pass_of<T, 192>(p, launch);
+  return backward_pass_of<T, 256>(p, launch);
+}
+
 // The launches of a backward pass, in order, as calls of launch.template operator()<Kernel>(blocks,
 // params), which says whether to go on.
 template <class Launch>
-bool backward_pass(DType, const BackwardParams&, Launch&&) {
-  return true;
+bool backward_pass(DType dtype, const BackwardParams& params, Launch&& launch) {
+  return dtype == DType::kFloat16 ? backward_pass_in<Float16>(params, launch)
+                                  : backward_pass_in<BFloat16>(params, launch);
 }
 
 }  // namespace attentile::cuda

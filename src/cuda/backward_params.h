@@ -11,7 +11,32 @@ struct BackwardParams {
   ArrayParams dout, dq, dk, dv;  // (batch, row, head, column)
   ArrayParams dlse;              // (batch, head, row, -), float32
   ArrayParams dbias;             // (batch, head, query, key)
+  int32_t dbias_shape[4] = {};   // 1 where it is summed
   ArrayParams dsink;             // (head, -, -, -), float32
+  float softmax_scale = 1;
+  bool sums_keys = false;  // something sums dS over all keys of a row: dsink, some dbias
 };
+
+// The workspace: for each query and head what the backward pass knows of the row before it meets a
+// key, and, where something sums dS over all keys, its delta for that.
+struct RowStat {
+  float lse = 0;    // +inf where the row weighs nothing: no key seen, or no such query
+  float delta = 0;  // rowsum(dout * out) - dlse
+};
+
+// Number of a query of a head among all. first: 0 where q is packed, else the batch entry.
+inline constexpr int64_t num_rows(const ForwardParams& p) {
+  return p.packed_q ? p.total_q : p.max_seqlen_q;
+}
+inline constexpr int64_t num_stats(const ForwardParams& p) {
+  return num_rows(p) * p.num_heads_q * (p.packed_q ? 1 : p.batch);
+}
+
+// Tiles of keys that dbias has; with dropout they begin before key 0 (key_shift).
+inline constexpr int32_t bias_key_tiles(const BackwardParams& p, int tile_n) {
+  if (p.dbias_shape[3] == 1) return 1;
+  const int64_t shift = p.call.dropout.enabled ? p.call.dropout.key_base & 31 : 0;
+  return static_cast<int32_t>(ceil_div(p.dbias_shape[3] + shift, tile_n));
+}
 
 }  // namespace attentile::cuda

@@ -1,23 +1,60 @@
 // SPDX-License-Identifier: Apache-2.0
+// What the backward kernels see, worked out on the host.
 #include "cuda/make_backward_params.h"
+
+#include <algorithm>
+#include <limits>
+#include <string>
 
 #include "cuda/make_params.h"
 
 namespace attentile::cuda {
+namespace {
 
-Status check_backward(const Problem&, const DeviceLimits&) {
-  return Status(StatusCode::kUnsupported,
-                "device: is cuda, but the CUDA kernels compute the forward pass alone");
+// Shared memory of the largest kernel of a class of head_dim (KeyGradients).
+constexpr int32_t shared_bytes_for(int64_t head_dim) {
+  return head_dim <= 128 ? 98848 : head_dim <= 192 ? 115232 : 148000;
 }
 
-BackwardParams make_backward_params(const Problem& problem, const DeviceLimits& limits) {
+}  // namespace
+
+Status check_backward(const Problem& p, const DeviceLimits& limits) {
+  if (Status status = check_forward(p, limits); !status.ok()) return status;
+  const int64_t head_dim = std::max(p.head_dim, p.head_dim_v);
+  const int32_t bytes = shared_bytes_for(head_dim);
+  if (bytes <= limits.shared_bytes_per_block) return Status();
+  return Status(StatusCode::kUnsupported,
+                "head_dim: is " + std::to_string(head_dim) + ", of which gradients take " +
+                    std::to_string(bytes) +
+                    " bytes of shared memory, but a block of this GPU has " +
+                    std::to_string(limits.shared_bytes_per_block));
+}
+
+BackwardParams make_backward_params(const Problem& p, const DeviceLimits& limits) {
   BackwardParams params;
-  params.call = make_forward_params(problem, limits);
+  params.call = make_forward_params(p, limits);
+  params.dout = make_array(p.dout);
+  const int64_t chunk = 16 / size_of(p.dtype);
+  if (p.head_dim_v % chunk != 0) params.dout.in_chunks = false;  // as v's
+  params.dq = make_array(p.dq);
+  params.dk = make_array(p.dk);
+  params.dv = make_array(p.dv);
+  params.dlse = make_array(p.dlse);
+  params.dbias = make_array(p.dbias);
+  for (int axis = 0; axis < 4; ++axis) {
+    params.dbias_shape[axis] = static_cast<int32_t>(p.dbias_shape[axis]);
+  }
+  params.dsink = make_array(p.dsink);
+  constexpr double kLargest = std::numeric_limits<float>::max();
+  params.softmax_scale = static_cast<float>(std::clamp(p.softmax_scale, -kLargest, kLargest));
+  params.sums_keys = p.dsink.present || (p.dbias.present && p.dbias_shape[3] == 1);
   return params;
 }
 
-int64_t backward_workspace_bytes(const Problem&, const DeviceLimits&) {
-  return 0;
+int64_t backward_workspace_bytes(const Problem& p, const DeviceLimits& limits) {
+  const BackwardParams params = make_backward_params(p, limits);
+  const int64_t row_bytes = static_cast<int64_t>(sizeof(RowStat) + sizeof(float));
+  return num_stats(params.call) * row_bytes;
 }
 
 }  // namespace attentile::cuda

@@ -83,7 +83,7 @@ std::string command_of(const Cell& cell, const std::string& name) {
   if (cell.entry == Entry::kDevice) return "attentile verify --device cuda --filter " + name;
   if (cell.entry != Entry::kEmulator) return "attentile verify --filter " + name;
   return "ATTENTILE_FILTER=" + name +
-         " build/release/tests/attentile_cuda_tests --gtest_filter='ForwardTable.*'";
+         " build/release/tests/attentile_cuda_tests --gtest_filter='*Table.*'";
 }
 
 // What differs from cell to cell, but not from run to run.

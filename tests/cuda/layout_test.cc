@@ -94,6 +94,8 @@ TEST(Fragment, LdmatrixAddressesFeedTheFragments) {
         const int column = 2 * (lane % 4) + half;
         const Position a = ldmatrix_a(8 * j + row);
         EXPECT_EQ((Position{a.row, a.column + column}), fragment_a(lane, j, half));
+        const Position at = ldmatrix_a_trans(8 * j + column);  // stored [k, row]
+        EXPECT_EQ((Position{at.column + row, at.row}), fragment_a(lane, j, half));
         const Position b = ldmatrix_b(8 * j + row);  // stored [n, k]
         const Position in_b = fragment_b(lane, j % 2, half);
         EXPECT_EQ((Position{b.column + column, b.row - 8 * (j / 2)}), in_b);

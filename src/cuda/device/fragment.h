@@ -55,11 +55,14 @@ constexpr Position fragment_b_tf32(int lane, int reg) {
 // The element whose address a lane gives to ldmatrix<4> so that its four registers are
 //   an A fragment [16, 16] of a tile stored [row, k];
 //   two B fragments [16, 8] (registers 0, 1 and 2, 3: columns n and n + 8) of a tile stored [n, k];
-//   likewise of a tile stored [k, n], with .trans.
+//   either of a tile stored [k, row] or [k, n], with .trans.
 constexpr Position ldmatrix_a(int lane) {
   return {lane % 16, lane / 16 * 8};
 }
 constexpr Position ldmatrix_b(int lane) {
+  return {lane % 8 + lane / 16 * 8, lane / 8 % 2 * 8};
+}
+constexpr Position ldmatrix_a_trans(int lane) {
   return {lane % 8 + lane / 16 * 8, lane / 8 % 2 * 8};
 }
 constexpr Position ldmatrix_b_trans(int lane) {

@@ -4,8 +4,9 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "cuda/emulator/backward.h"
+#include "cuda/emulator/forward.h"
 #include "cuda/emulator/runtime.h"
-#include "cuda/library_passes.h"
 
 namespace attentile::cuda::emulator {
 namespace {
@@ -105,6 +106,26 @@ int32_t Runtime::release_on_stream(void* memory, void*, Sentence* sentence) {
 }
 
 }  // namespace attentile::cuda::emulator
+
+namespace attentile::cuda {
+
+template <>
+int32_t library_forward<emulator::Runtime>(DType dtype, const ForwardParams* params, void*,
+                                           Sentence* sentence) {
+  return emulator::Runtime::run(sentence, [&](emulator::Device& device) {
+    return emulator::start_forward(device, dtype, *params);
+  });
+}
+
+template <>
+int32_t library_backward<emulator::Runtime>(DType dtype, const BackwardParams* params, void*,
+                                            Sentence* sentence) {
+  return emulator::Runtime::run(sentence, [&](emulator::Device& device) {
+    return emulator::start_backward(device, dtype, *params);
+  });
+}
+
+}  // namespace attentile::cuda
 
 extern "C" [[gnu::visibility("default")]] const attentile::cuda::BackendTable*
 attentile_cuda_backend() {

@@ -25,13 +25,10 @@ struct Runtime {
   static int32_t allocate_on_stream(int64_t bytes, void* stream, void** memory, Sentence* sentence);
   static int32_t release_on_stream(void* memory, void* stream, Sentence* sentence);
 
-  template <class Kernel>
-  static int32_t launch(int64_t blocks, const typename Kernel::Params& params, void*,
-                        Sentence* sentence) {
-    return guarded(sentence, [&] {
-      return judge(
-          device().launch<Kernel>({static_cast<uint32_t>(blocks)}, Kernel::kSharedBytes, params));
-    });
+  // pass(device) starts kernels and returns the report of all.
+  template <class Pass>
+  static int32_t run(Sentence* sentence, Pass pass) {
+    return guarded(sentence, [&] { return judge(pass(device())); });
   }
 
  private:

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+// From the two products of a tile of pairs, S = Q K^T and dP = dO V^T, to the weights and dS:
+//
+//     P   = exp(min(logit - lse, 0))           logits as the forward pass has them (scores.h)
+//     dS  = P (kept dP - delta)                kept: 0 where dropout drops a pair, else 1 / (1 - p)
+//     dT  = dS (1 - tanh^2)                    with softcap
+//
+// A pair of weight 0, hidden or not, has dS = 0 whatever dP is.
+#pragma once
+
+#include "cuda/backward_params.h"
+#include "cuda/device/device.h"
+#include "cuda/numerics.h"
+#include "cuda/sm80/gradient_tiles.h"
+#include "cuda/sm80/online_softmax.h"
+#include "cuda/sm80/scores.h"
+
+namespace attentile::cuda {
+
+// Where the workspace keeps what it knows of queries; row: counted in q's rows.
+ATTENTILE_DEVICE int64_t stat_index(const ForwardParams& p, int32_t b, int32_t h, int64_t row) {
+  return (int64_t{first_dimension_q(p, b)} * p.num_heads_q + h) * num_rows(p) + row;
+}
+ATTENTILE_DEVICE RowStat* row_stats(const ForwardParams& p) {
+  return reinterpret_cast<RowStat*>(p.workspace);
+}
+ATTENTILE_DEVICE float* summed_deltas(const ForwardParams& p) {
+  return reinterpret_cast<float*>(row_stats(p) + num_stats(p));
+}
+
+// Of this thread's rows of a warp's tile; a query outside [begin, end) weighs nothing.
+template <int kRowTiles>
+struct TileStats {
+  RowStat row[kRowTiles][2];
+
+  ATTENTILE_DEVICE void load(const ForwardParams& p, const BlockTask& task, TileOrigin at) {
+    const RowStat* first = row_stats(p) + stat_index(p, task.b, task.h, task.row_q);
+    ATTENTILE_UNROLL
+    for (int m = 0; m < kRowTiles; ++m) {
+      ATTENTILE_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        const int32_t query = at.query(m, half);
+        const bool present = query >= task.q_begin && query < task.q_end;
+        row[m][half] = present ? ld_global(first + query) : RowStat{kInfinity, 0.0f};
+      }
+    }
+  }
+  // delta for sums of dS over all keys of a row, in place of the other.
+  ATTENTILE_DEVICE void load_summed(const ForwardParams& p, const BlockTask& task, TileOrigin at) {
+    const float* first = summed_deltas(p) + stat_index(p, task.b, task.h, task.row_q);
+    ATTENTILE_UNROLL
+    for (int m = 0; m < kRowTiles; ++m) {
+      ATTENTILE_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        const int32_t query = at.query(m, half);
+        const bool present = query >= task.q_begin && query < task.q_end;
+        if (present) row[m][half].delta = ld_global_nc(first + query);
+      }
+    }
+  }
+};
+
+ATTENTILE_DEVICE float weight_of(const ScoreParams& score, const RowStat& row, float x) {
+  const float below = fma_rn(x, -score.value_lo, fma_rn(x, -score.value_hi, row.lse));
+  const float weight = ex2_approx(mul_rn(max_nan_f32(below, 0.0f), -kLog2E));
+  return x == -kInfinity || row.lse == kInfinity ? 0.0f : weight;
+}
+
+// What the sink has of a row's weight; a row that weighs nothing has no sink.
+ATTENTILE_DEVICE float sink_weight(const ForwardParams& p, int32_t h, float lse) {
+  if (p.sink.data == nullptr || lse == kInfinity) return 0.0f;
+  const float above = add_rn(ld_global_nc(element<float>(p.sink, h, 0, 0)), -lse);
+  return ex2_approx(mul_rn(above > 0 ? 0.0f : above, kLog2E));
+}
+
+// visit(m, n, r) for each element of an accumulator tile.
+template <int kRowTiles, int kKeyTiles, class Visit>
+ATTENTILE_DEVICE void for_elements(Visit visit) {
+  ATTENTILE_UNROLL
+  for (int m = 0; m < kRowTiles; ++m) {
+    ATTENTILE_UNROLL
+    for (int n = 0; n < kKeyTiles; ++n) {
+      ATTENTILE_UNROLL
+      for (int r = 0; r < 4; ++r) visit(m, n, r);
+    }
+  }
+}
+
+// A warp's tile of pairs [16 kRowTiles, 8 kKeyTiles] on its way from S to dS.
+template <class T, int kRowTiles, int kKeyTiles>
+struct PairTile {
+  ScoreTile<kRowTiles, kKeyTiles> s;        // S, then P, negative where dropout drops it
+  Accumulator slope[kRowTiles][kKeyTiles];  // 1 - tanh^2
+  TileStats<kRowTiles> stats;
+
+  // Whether the band or a mask may hide some of it. Both ranges have a beginning in the tile.
+  ATTENTILE_DEVICE bool is_partial(const ForwardParams& p, const BlockTask& task) const {
+    const int32_t q_end = s.at.q0 + 16 * kRowTiles;
+    if (p.mask.data != nullptr || s.at.q0 < task.q_begin || q_end > task.q_end) return true;
+    return task.band.classify(s.at.q0, q_end, s.at.k0, s.at.k0 + 8 * kKeyTiles) != TileClass::kFull;
+  }
+
+  // S -> P.
+  template <bool kWithSlope>
+  ATTENTILE_DEVICE void weigh(const ForwardParams& p, const BlockTask& task) {
+    if constexpr (kWithSlope) take_slopes(p);
+    if (p.score.has_terms) add_terms<T>(p, task, s);
+    if (any(is_partial(p, task))) hide_scores<true>(p, task, s);
+    for_elements<kRowTiles, kKeyTiles>([&](int m, int n, int r) {
+      float& x = s.value[m][n].value[r];
+      x = weight_of(p.score, stats.row[m][r / 2], x);
+    });
+    if (!p.dropout.enabled) return;
+    ScoreTile<kRowTiles, kKeyTiles> kept = s;
+    drop_weights(p, task, kept);
+    for_elements<kRowTiles, kKeyTiles>([&](int m, int n, int r) {
+      float& x = s.value[m][n].value[r];
+      x = kept.value[m][n].value[r] == x ? x : -x;
+    });
+  }
+
+  // dP -> dS of the logits.
+  ATTENTILE_DEVICE void differentiate(const ForwardParams& p,
+                                      Accumulator (&dp)[kRowTiles][kKeyTiles]) const {
+    for_elements<kRowTiles, kKeyTiles>([&](int m, int n, int r) {
+      float& x = dp[m][n].value[r];
+      x = logit_gradient(weight(m, n, r), kept_dp(p, m, n, r, x), stats.row[m][r / 2].delta);
+    });
+  }
+  // dS of the logits -> dS of the scaled dot products.
+  ATTENTILE_DEVICE void apply_slopes(const ForwardParams& p,
+                                     Accumulator (&ds)[kRowTiles][kKeyTiles]) const {
+    if (!(p.score.softcap > 0)) return;
+    for_elements<kRowTiles, kKeyTiles>([&](int m, int n, int r) {
+      float& x = ds[m][n].value[r];
+      x = x == 0.0f ? x : mul_rn(x, slope[m][n].value[r]);  // a hidden pair's slope may be NaN
+    });
+  }
+
+  ATTENTILE_DEVICE float weight(int m, int n, int r) const {
+    const float x = s.value[m][n].value[r];
+    return x < 0 ? -x : x;
+  }
+  ATTENTILE_DEVICE float kept_dp(const ForwardParams& p, int m, int n, int r, float dp) const {
+    return s.value[m][n].value[r] < 0 ? 0.0f : mul_rn(dp, p.kept_scale);
+  }
+
+ private:
+  ATTENTILE_DEVICE static float logit_gradient(float weight, float dp, float delta) {
+    return weight == 0.0f ? 0.0f : mul_rn(weight, add_rn(dp, -delta));
+  }
+  ATTENTILE_DEVICE void take_slopes(const ForwardParams& p) {
+    if (!(p.score.softcap > 0)) return;
+    for_elements<kRowTiles, kKeyTiles>([&](int m, int n, int r) {
+      const float t = tanh_rn(mul_rn(s.value[m][n].value[r], p.score.logit));
+      slope[m][n].value[r] = fma_rn(-t, t, 1.0f);
+    });
+  }
+};
+
+}  // namespace attentile::cuda

@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0
+// dQ. One block computes kTileM rows of dq of one head as the forward pass computes out: queries
+// and their dout stay in shared memory, dQ in registers, and the keys their queries see pass by in
+// tiles of kTileN:
+//
+//     S  = Q K^T,  dP = dO V^T               ldmatrix, mma m16n8k16, float32 accumulators
+//     dT = from S, dP, lse and delta         gradient_scores.h
+//     dQ = dQ + dT K                         dT from the accumulators, K by ldmatrix.trans
+//
+// So dq has one writer and one order of addition, and no atomics; the price is that S and dP are
+// computed here and for dK and dV. Two slots for K, one for V: while S is computed the next K
+// arrives, while dT K is, the next V.
+#pragma once
+
+#include "cuda/backward_params.h"
+#include "cuda/device/device.h"
+#include "cuda/sm80/gradient_scores.h"
+
+namespace attentile::cuda {
+
+template <class T, int kHeadDimClass>
+struct QueryGradients {
+  static constexpr int kHeadDim = kHeadDimClass;
+  static constexpr int kRowTiles = kHeadDim <= 64 ? 2 : 1;
+  static constexpr int kWarps = 4;
+  static constexpr int kThreads = kWarps * kWarpSize;
+  static constexpr int kMinBlocksPerSm = kHeadDim <= 128 ? 2 : 1;
+  static constexpr int kWarpRows = 16 * kRowTiles;
+  static constexpr int kTileM = kWarps * kWarpRows;
+  static constexpr int kTileN = kHeadDim <= 64 || kHeadDim > 128 ? 32 : 64;
+  static constexpr int kKeyTiles = kTileN / 8;
+  static constexpr int kNarrow = kTileM + 64;  // a block of so few keys sums P dP for delta first
+
+  using Params = BackwardParams;
+  using QueryTile = SharedTile<T, kTileM, kHeadDim>;  // Q, then the rows of dq; and dO
+  using KeyTile = SharedTile<T, kTileN, kHeadDim>;
+  using Pairs = PairTile<T, kRowTiles, kKeyTiles>;
+
+  struct Arena {
+    QueryTile q;
+    QueryTile dout;
+    KeyTile v;
+    SharedAddress k;      // two tiles
+    TaskSlot task;        // this warp's
+    SharedAddress flags;  // [kWarps] words
+
+    ATTENTILE_DEVICE KeyTile k_slot(uint32_t slot) const { return {k + slot * KeyTile::kBytes}; }
+  };
+  static constexpr uint32_t kVAt = 2 * QueryTile::kBytes;
+  static constexpr uint32_t kKAt = kVAt + KeyTile::kBytes;
+  static constexpr uint32_t kTasksAt = kKAt + 2 * KeyTile::kBytes;
+  static constexpr uint32_t kFlagsAt = kTasksAt + kWarps * TaskSlot::kBytes;
+  static constexpr uint32_t kSharedBytes = kFlagsAt + 4 * kWarps;
+
+  // A warp's rows: dQ, and for each the sums over keys of P dP and of P.
+  struct Rows {
+    Sums<kRowTiles, kHeadDim / 8> dq;
+    float weighted_dp[kRowTiles][2];
+    float weight[kRowTiles][2];
+
+    ATTENTILE_DEVICE void reset() {
+      dq.reset();
+      ATTENTILE_UNROLL
+      for (int m = 0; m < kRowTiles; ++m) {
+        ATTENTILE_UNROLL
+        for (int half = 0; half < 2; ++half) weighted_dp[m][half] = weight[m][half] = 0.0f;
+      }
+    }
+  };
+
+  ATTENTILE_DEVICE static void run(const Params& p, SharedAddress start) {
+    const BlockTask task = find_task<kTileM>(p.call);
+    if (task.q_begin >= task.q_end) return;
+    const Arena arena = {{start},
+                         {start + QueryTile::kBytes},
+                         {start + kVAt},
+                         start + kKAt,
+                         {start + kTasksAt + task.warp * TaskSlot::kBytes},
+                         start + kFlagsAt};
+    arena.task.store(task);
+    load_queries(p, task, p.call.q, p.call.head_dim, arena.q);
+    load_queries(p, task, p.dout, p.call.head_dim_v, arena.dout);
+    cp_async_commit_group();
+    Rows rows;
+    if (task.k_end - task.k_begin <= kNarrow) {
+      walk(p, arena, Pass::kSums, rows);
+      store_summed_deltas(p, arena.task.load(), rows, true);
+      bar_warp_sync();
+    }
+    for (Pass pass = Pass::kGradients;; pass = Pass::kIsolated) {
+      walk(p, arena, pass, rows);
+      const float taint = rows.dq.taint();
+      const bool tainted = taint != taint;
+      if (pass == Pass::kIsolated ||
+          !any_in_block<kWarps>(arena.flags, arena.task.load().warp, tainted)) {
+        break;
+      }
+    }
+    store(p, arena, rows);
+  }
+
+ private:
+  // Over the keys: for the sums that make delta alone; for dq; for dq once more, NaN isolated.
+  enum class Pass { kSums, kGradients, kIsolated };
+
+  ATTENTILE_DEVICE static int32_t first_query(const BlockTask& task) {
+    return task.q_begin + static_cast<int32_t>(task.warp) * kWarpRows;
+  }
+
+  ATTENTILE_DEVICE static void load_queries(const Params& p, const BlockTask& task,
+                                            const ArrayParams& array, int32_t columns,
+                                            QueryTile tile) {
+    const T* from =
+        element<T>(array, first_dimension_q(p.call, task.b), task.row_q + task.q_begin, task.h);
+    load_rows<kThreads>(
+        tile, array, from,
+        TileRows{
+            .first = task.q_begin, .begin = task.q_begin, .end = task.q_end, .columns = columns});
+  }
+  // Keys [k0, k0 + kTileN) of k or v; none if they are all beyond the last.
+  ATTENTILE_DEVICE static void load_keys(const Params& p, const BlockTask& task,
+                                         const ArrayParams& array, int32_t k0, KeyTile tile) {
+    if (k0 < task.k_end) {
+      load_rows<kThreads>(
+          tile, array, key_row<T>(p.call, array, task, task.k_begin),
+          TileRows{.first = k0,
+                   .begin = task.k_begin,
+                   .end = task.k_end,
+                   .columns = &array == &p.call.k ? p.call.head_dim : p.call.head_dim_v});
+    }
+    cp_async_commit_group();
+  }
+  ATTENTILE_DEVICE static int32_t first_key(const Params& p, const BlockTask& task) {
+    return task.k_begin - (task.k_begin + key_shift(p.call)) % 32;
+  }
+
+  // All keys, into rows. Each barrier makes a tile visible whose copies every thread has waited
+  // for, or says that all are done with one.
+  ATTENTILE_DEVICE static void walk(const Params& p, const Arena& arena, Pass pass, Rows& rows) {
+    rows.reset();
+    const BlockTask task = arena.task.load();
+    int32_t k0 = first_key(p, task);
+    const int32_t k_end = task.k_begin < task.k_end ? task.k_end : k0;
+    uint32_t slot = 0;
+    if (k0 < k_end) {
+      load_keys(p, task, p.call.k, k0, arena.k_slot(0));
+      load_keys(p, task, p.call.v, k0, arena.v);
+    }
+    ATTENTILE_ROLL
+    for (; k0 < k_end; k0 += kTileN, slot ^= 1) {
+      const KeyTile k = arena.k_slot(slot);
+      cp_async_wait_group<1>();
+      bar_sync();  // K (and Q and dO) is there; all have read the other K
+      load_keys(p, arena.task.load(), p.call.k, k0 + kTileN, arena.k_slot(slot ^ 1));
+      Pairs pairs;
+      const uint32_t warp_row = arena.task.load().warp * kWarpRows;
+      multiply_rows(arena.q, warp_row, k, 0, pairs.s.value);
+      pairs.s.at = {first_query(arena.task.load()), k0, opaque(lane_idx())};
+      pairs.stats.load(p.call, arena.task.load(), pairs.s.at);
+      pairs.template weigh<true>(p.call, arena.task.load());
+      cp_async_wait_group<1>();
+      bar_sync();  // V is there
+      Accumulator ds[kRowTiles][kKeyTiles];
+      multiply_rows(arena.dout, arena.task.load().warp * kWarpRows, arena.v, 0, ds);
+      bar_sync();  // all have read V, and K as an operand of S
+      load_keys(p, arena.task.load(), p.call.v, k0 + kTileN, arena.v);
+      if (pass == Pass::kIsolated) {
+        clear_special_values<kThreads>(k);
+        bar_sync();
+      }
+      if (p.sums_keys || pass == Pass::kSums) add_row_sums(p, pairs, ds, rows);
+      if (pass == Pass::kSums) continue;
+      pairs.differentiate(p.call, ds);
+      pairs.apply_slopes(p.call, ds);
+      multiply_keys(k, ds, rows);
+    }
+    cp_async_wait_group<0>();
+  }
+
+  ATTENTILE_DEVICE static void add_row_sums(const Params& p, const Pairs& pairs,
+                                            const Accumulator (&dp)[kRowTiles][kKeyTiles],
+                                            Rows& rows) {
+    for_elements<kRowTiles, kKeyTiles>([&](int m, int n, int r) {
+      const float weight = pairs.weight(m, n, r);
+      const float kept = pairs.kept_dp(p.call, m, n, r, dp[m][n].value[r]);
+      float& weighted_dp = rows.weighted_dp[m][r / 2];
+      weighted_dp = weight == 0.0f ? weighted_dp : fma_rn(weight, kept, weighted_dp);
+      rows.weight[m][r / 2] = add_rn(rows.weight[m][r / 2], weight);
+    });
+  }
+
+  // dQ += dT K.
+  ATTENTILE_DEVICE static void multiply_keys(KeyTile k,
+                                             const Accumulator (&dt)[kRowTiles][kKeyTiles],
+                                             Rows& rows) {
+    const Position at = ldmatrix_b_trans(static_cast<int>(opaque(lane_idx())));
+    ATTENTILE_UNROLL
+    for (int n = 0; n < kTileN; n += 16) {
+      FragmentA a[kRowTiles];
+      ATTENTILE_UNROLL
+      for (int m = 0; m < kRowTiles; ++m) {
+        a[m] = round_piece<T>(dt[m][n / 8], dt[m][n / 8 + 1], 1.0f);
+      }
+      ATTENTILE_UNROLL
+      for (int c = 0; c < kHeadDim; c += 16) {
+        const Registers<4> b = ldmatrix<4, true>(k.at(at.row, c + at.column) +
+                                                 static_cast<uint32_t>(n) * KeyTile::kPanelBytes);
+        ATTENTILE_UNROLL
+        for (int m = 0; m < kRowTiles; ++m) {
+          mma_m16n8k16<T>(rows.dq.value[m][c / 8], a[m], {b.reg[0], b.reg[1]});
+          mma_m16n8k16<T>(rows.dq.value[m][c / 8 + 1], a[m], {b.reg[2], b.reg[3]});
+        }
+      }
+    }
+  }
+
+  // dq of this warp's rows, through its own rows of the tile of Q, which nobody else reads; and
+  // what sums over all keys need of them.
+  ATTENTILE_DEVICE static void store(const Params& p, const Arena& arena, Rows& rows) {
+    const BlockTask task = arena.task.load();
+    const int32_t q0 = first_query(task);
+    if (q0 >= task.q_end) return;
+    const int first = static_cast<int>(task.warp) * kWarpRows;
+    if (p.sums_keys) store_summed_deltas(p, task, rows, false);
+    store_sums(arena.q, {first, 0}, rows.dq, p.softmax_scale);
+    bar_warp_sync();
+    T* to = const_cast<T*>(
+        element<T>(p.dq, first_dimension_q(p.call, task.b), task.row_q + q0, task.h));
+    store_rows(arena.q, first,
+               StoreRows<T>{.to = to,
+                            .row_stride = p.dq.stride[1],
+                            .column_stride = p.dq.stride[3],
+                            .count = static_cast<int32_t>(min64(kWarpRows, task.q_end - q0)),
+                            .columns = p.call.head_dim,
+                            .in_chunks = p.dq.in_chunks});
+  }
+
+  // delta as sum P dP, for sums of dS over all keys, which cancel, and for rows of few keys, whose
+  // own dS may: rowsum(dout * out) bears the 16-bit rounding of out. Not where lse belongs to more
+  // keys than these, so that the weights do not add up to 1.
+  ATTENTILE_DEVICE static void store_summed_deltas(const Params& p, const BlockTask& task,
+                                                   const Rows& rows, bool narrow) {
+    const TileOrigin at = {first_query(task), 0, lane_idx()};
+    TileStats<kRowTiles> stats;
+    stats.load(p.call, task, at);
+    bar_warp_sync();  // all lanes have read what one of four replaces
+    const int32_t a = first_dimension_q(p.call, task.b);
+    ATTENTILE_UNROLL
+    for (int m = 0; m < kRowTiles; ++m) {
+      ATTENTILE_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        const float weighted_dp = quad_sum(rows.weighted_dp[m][half]);
+        const float weight = quad_sum(rows.weight[m][half]);
+        const RowStat& row = stats.row[m][half];
+        const float missing = add_rn(1.0f - sink_weight(p.call, task.h, row.lse), -weight);
+        constexpr float kUnit = kIsFloat16<T> ? 0x1p-11f : 0x1p-8f;
+        const bool whole = (missing < 0 ? -missing : missing) <= kUnit;
+        const int32_t query = at.query(m, half);
+        if (query >= task.q_end || lane_idx() % 4 != 0) continue;
+        const int32_t q_row = task.row_q + query;
+        const int64_t index = stat_index(p.call, task.b, task.h, q_row);
+        const float dlse =
+            p.dlse.data == nullptr ? 0.0f : ld_global_nc(element<float>(p.dlse, a, task.h, q_row));
+        st_global(narrow ? &row_stats(p.call)[index].delta : summed_deltas(p.call) + index,
+                  whole ? add_rn(weighted_dp, -dlse) : row.delta);
+      }
+    }
+  }
+};
+
+}  // namespace attentile::cuda

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+// The conformance table through the emulated kernels, forward and backward, against the float64
+// oracle: 350 cells of generated cases besides the hand-written ones, or as many as ATTENTILE_CELLS
+// says, or the one that ATTENTILE_FILTER names.
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <set>
+
+#include "conformance/crash_report.h"
+#include "conformance/runner.h"
+#include "cuda/backward_entry.h"
+
+namespace attentile::cuda::test {
+namespace {
+
+using conformance::Summary;
+
+Summary run_table(const std::string& filter, int64_t cells) {
+  conformance::Options options;
+  options.count = cells;
+  options.filter = filter;
+  options.entries = {conformance::Entry::kEmulator};
+  options.algorithms = {Algorithm::kFlash2};
+  options.isas = {Isa::kAuto};
+  options.emulator = run_both_passes;
+  return conformance::run(options);
+}
+
+void report(const Summary& summary) {
+  ASSERT_TRUE(summary.status.ok()) << summary.status.message();
+  for (const conformance::Failure& failure : summary.failures) {
+    ADD_FAILURE() << failure.cell << "\n  " << failure.what << "\n  " << failure.command;
+  }
+  const std::set<std::string> kRefused = {
+      "flash2: block_mask: is given, but the CUDA kernels have no block patterns",
+      "flash2: keep: is given, but the CUDA kernels do not write it"};
+  for (const auto& [reason, count] : summary.refusals) {
+    const bool too_wide = reason.find("the CUDA kernels take at most 256") != std::string::npos;
+    EXPECT_TRUE(too_wide || kRefused.count(reason) == 1) << count << " refused: " << reason;
+  }
+  std::string worst;
+  for (const auto& [name, ratio] : summary.worst_ratios) {
+    worst += " " + name + " " + std::to_string(ratio);
+  }
+  std::printf("%lld cells, %lld passed, %lld refused; largest error / allowed:%s\n",
+              static_cast<long long>(summary.cells), static_cast<long long>(summary.passed),
+              static_cast<long long>(summary.refused), worst.c_str());
+}
+
+int64_t cells_wanted() {
+  const char* text = std::getenv("ATTENTILE_CELLS");
+  return text != nullptr ? std::atoll(text) / 2 : 175;
+}
+
+TEST(BackwardTable, BFloat16) {
+  conformance::install_crash_report();
+  if (const char* filter = std::getenv("ATTENTILE_FILTER")) return report(run_table(filter, 1));
+  report(run_table("dtype=bf16", cells_wanted()));
+}
+
+TEST(BackwardTable, Float16) {
+  if (std::getenv("ATTENTILE_FILTER") != nullptr) GTEST_SKIP() << "the other test runs the cell";
+  report(run_table("dtype=f16", cells_wanted()));
+}
+
+}  // namespace
+}  // namespace attentile::cuda::test

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+// The backward kernels on the emulator, property by property: every class of head_dim, bits that
+// depend on neither schedule nor layout nor neighbours, NaN and infinity that reach whom they may
+// and nobody else, rows and keys without gradients, exact counts.
+#include <cmath>
+#include <limits>
+
+#include "conformance/call.h"
+#include "conformance/call_testing.h"
+#include "cuda/backward_entry.h"
+#include "cuda/emulator_entry.h"
+#include "cuda/support.h"
+
+namespace attentile::cuda::test {
+namespace {
+
+using conformance::accurate;
+using conformance::all_zero;
+using conformance::base_case;
+using conformance::Case;
+using conformance::Placement;
+using conformance::Results;
+using conformance::same_bits;
+using conformance::Values;
+
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+constexpr double kInfinity64 = std::numeric_limits<double>::infinity();
+
+struct Run {
+  Results results;
+  Report report;  // of the backward pass
+};
+
+Run run(const Case& c, const Values& values, const Options& options = {},
+        Placement placement = Placement::kContiguous) {
+  conformance::PlacedCall call(c, values, empty_results(c, values), c.seed, placement);
+  Run run;
+  Status status = emulate_forward(call.inputs(), call.outputs(), options_of(c), options);
+  EXPECT_TRUE(status.ok()) << status.message();
+  call.freeze_outputs();
+  status = emulate_backward({call.inputs(), call.outputs(), call.gradients()}, options_of(c),
+                            options, &run.report);
+  EXPECT_TRUE(status.ok()) << status.message();
+  EXPECT_EQ(call.damage(), "");
+  run.results = call.results();
+  return run;
+}
+
+// Causal, GQA, two tiles of queries and three of keys, none of them whole; dlse, sink.
+Case causal_case(int64_t head_dim = 64) {
+  Case c = base_case(DType::kBFloat16);
+  c.causal = true;
+  c.seqlen_q = 140;
+  c.seqlen_k = 150;
+  c.head_dim = c.head_dim_v = head_dim;
+  c.dlse = c.sink = c.dsink = true;
+  return c;
+}
+
+TEST(Backward, EveryHeadDim) {
+  for (const int64_t head_dim : {1, 31, 40, 72, 100, 136, 200, 256}) {
+    const DType dtype = head_dim % 8 == 0 ? DType::kFloat16 : DType::kBFloat16;
+    Case c = causal_case(head_dim);
+    c.dtype = dtype;
+    c.batch = 1;
+    c.head_dim_v = head_dim % 5 == 0 ? head_dim / 2 : head_dim;
+    c.softcap = head_dim % 3 == 0 ? 5.0 : 0.0;
+    const Values values = make_values(c);
+    const Results packed = run(c, values).results;
+    EXPECT_TRUE(accurate(c, values, packed)) << describe(c);
+    const Results strided = run(c, values, {}, Placement::kRandom).results;
+    EXPECT_TRUE(same_bits(packed, strided)) << describe(c);
+  }
+}
+
+TEST(Backward, BitsDependOnNeitherScheduleNorCompletionNorOrder) {
+  Case c = causal_case(32);
+  c.seqlen_q = 70;
+  c.dropout_p = 0.3;
+  c.key_base = 5;
+  c.bias = {true, DType::kBFloat16, {1, 1, c.seqlen_k}};
+  c.dbias = true;
+  const Values values = make_values(c);
+  const Results expected = run(c, values).results;
+  EXPECT_TRUE(accurate(c, values, expected));
+  for (const Schedule schedule : kSchedules) {
+    for (const Completion completion : kCompletions) {
+      for (const BlockOrder order : kBlockOrders) {
+        const Options options = {
+            .schedule = schedule, .completion = completion, .block_order = order, .seed = 5};
+        EXPECT_TRUE(same_bits(expected, run(c, values, options).results));
+      }
+    }
+  }
+}
+
+TEST(Backward, HardwareSumsAreAccurateToo) {
+  const Case c = causal_case();
+  const Values values = make_values(c);
+  for (const int arch : {80, 90}) {
+    const Options options = {.mma = MmaModel::kHardware, .arch = arch};
+    EXPECT_TRUE(accurate(c, values, run(c, values, options).results)) << arch;
+  }
+}
+
+// Whether what may differ after query (b, h, i) has changed does: dq of that query, dk and dv of
+// the keys it sees, dsink of its head.
+bool reached(const Case& c, const Values& values, const std::string& name,
+             const std::vector<int64_t>& at, const std::vector<int64_t>& query) {
+  const int64_t b = query[0], h = query[1], i = query[2];
+  if (name == "dsink") return at[0] == h;
+  if (name == "dq") return at[0] == b && at[2] == h && at[1] == i;
+  if (name == "out") return at[0] == b && at[2] == h && at[1] == i;
+  if (name == "lse") return at[0] == b && at[1] == h && at[2] == i;
+  return at[0] == b && at[2] == h / 2 && visible(c, values, b, h, i, at[1]);
+}
+
+TEST(Backward, AQueryReachesWhatItSeesAndNothingElse) {
+  const std::vector<int64_t> query = {1, 2, 77};
+  for (const int64_t head_dim : {64, 128}) {
+    Case c = causal_case(head_dim);
+    const Values values = make_values(c);
+    const Results clean = run(c, values).results;
+    for (const double special : {30.0, kNaN, kInfinity64}) {
+      for (const bool in_dout : {false, true}) {
+        Values tainted = values;
+        (in_dout ? tainted.dout : tainted.q).put(special, 1, 77, 2, 3);
+        const Results got = run(c, tainted).results;
+        EXPECT_TRUE(same_bits(
+            clean, got,
+            [&](const auto& name, const auto& at) { return reached(c, values, name, at, query); }))
+            << special << in_dout;
+        if (!std::isnan(special)) continue;
+        EXPECT_TRUE(std::isnan(got.dq.at(1, 77, 2, 0)));
+        EXPECT_TRUE(std::isnan(got.dk.at(1, 60, 1, 0)));
+        EXPECT_TRUE(std::isnan(got.dv.at(1, 60, 1, 3)));
+      }
+    }
+  }
+}
+
+// Key 44 reaches, through the queries that see it, all the keys those see.
+TEST(Backward, AKeyReachesWhoSeesIt) {
+  constexpr int64_t kKey = 44;
+  for (const bool masked : {false, true}) {
+    Case c = causal_case();
+    c.alignment = Alignment::kTopLeft;
+    c.batch = 1;
+    c.window_left = 20;
+    if (masked) c.mask = {true, DType::kBool, {c.seqlen_q, c.seqlen_k}};
+    const Values values = make_values(c);
+    const Results clean = run(c, values).results;
+    EXPECT_TRUE(accurate(c, values, clean));
+    for (const double special : {kNaN, kInfinity64, -kInfinity64}) {
+      for (const bool in_v : {false, true}) {
+        Values tainted = values;
+        (in_v ? tainted.v : tainted.k).put(special, 0, kKey, 1, 3);
+        EXPECT_TRUE(same_bits(clean, run(c, tainted).results,
+                              [&](const auto& name, const auto& at) {
+                                for (int64_t h = 2; h < 4; ++h) {
+                                  for (int64_t i = 0; i < c.seqlen_q; ++i) {
+                                    if (!visible(c, values, 0, h, i, kKey)) continue;
+                                    if (reached(c, values, name, at, {0, h, i})) return true;
+                                  }
+                                }
+                                return false;
+                              }))
+            << special << in_v << masked;
+      }
+    }
+  }
+}
+
+TEST(Backward, WhatNobodySeesHasNoEffectAndNoGradient) {
+  for (const int kind : {0, 1, 2, 3}) {
+    Case c = causal_case(96);
+    if (kind == 0) c.position_offset = -40;
+    if (kind == 1) c.window_left = 9;
+    if (kind == 2) c.mask = {true, DType::kBool, {c.batch, 1, 1, c.seqlen_k}};
+    if (kind == 3) c.seqused_k = {100, 0};
+    const Values values = make_values(c);
+    const Results clean = run(c, values).results;
+    EXPECT_TRUE(accurate(c, values, clean)) << describe(c);
+    for (const double poison : {kNaN, kInfinity64}) {
+      EXPECT_TRUE(same_bits(clean, run(c, poisoned(c, values, poison)).results)) << describe(c);
+    }
+    if (kind == 0) EXPECT_EQ(clean.dq.at(0, 39, 1, 2), 0.0);
+    if (kind == 3) EXPECT_EQ(clean.dk.at(0, 100, 1, 2), 0.0);
+    if (kind == 3) EXPECT_EQ(clean.dv.at(1, 0, 1, 2), 0.0);
+  }
+}
+
+TEST(Backward, NothingToSumIsZero) {
+  for (const bool no_keys : {false, true}) {
+    Case c = causal_case();
+    (no_keys ? c.seqlen_k : c.seqlen_q) = 0;
+    c.bias = {true, DType::kFloat32, {1, c.num_heads_q, 1, 1}};
+    c.dbias = true;
+    c.dlse = false;
+    const Results got = run(c, make_values(c)).results;
+    EXPECT_TRUE(all_zero(got.dq) && all_zero(got.dk) && all_zero(got.dv));
+    EXPECT_TRUE(all_zero(got.dbias) && all_zero(got.dsink));
+  }
+}
+
+// dbias over every choice of dimensions that are summed, with elements that no pair reaches.
+TEST(Backward, BiasGradientOfEveryShape) {
+  for (int summed = 0; summed < 16; ++summed) {
+    Case c = causal_case(32);
+    c.seqlen_k = 100;
+    const auto size = [&](int axis, int64_t whole) { return summed >> axis & 1 ? 1 : whole; };
+    c.bias = {true,
+              summed % 3 == 0 ? DType::kFloat32 : DType::kBFloat16,
+              {size(0, c.batch), size(1, c.num_heads_q), size(2, c.seqlen_q), size(3, c.seqlen_k)}};
+    c.dbias = true;
+    c.softcap = summed % 2 == 0 ? 3.0 : 0.0;
+    c.seqused_k = {70, 100};
+    const Values values = make_values(c);
+    EXPECT_TRUE(accurate(c, values, run(c, values).results)) << describe(c);
+  }
+}
+
+// Whole tiles, so that every count is known; prints them for docs/kernels/backward_sm80.md.
+TEST(Backward, CountsAndNoBankConflicts) {
+  for (const int64_t head_dim : {32, 64, 96, 128, 192, 256}) {
+    Case c = base_case(DType::kBFloat16);
+    c.batch = 1;
+    c.num_heads_q = c.num_heads_kv = 1;
+    c.seqlen_q = 128;
+    c.seqlen_k = 256;
+    c.head_dim = c.head_dim_v = head_dim;
+    const Report report = run(c, make_values(c)).report;
+    const uint64_t d = static_cast<uint64_t>(head_dim);
+    EXPECT_EQ(report.total.bank_conflicts, 0u) << head_dim;
+    // dq: S, dP, dQ; dk and dv: S, dP, dV, dK.
+    EXPECT_EQ(report.total.mma, 7 * 128 * 256 * d / (16 * 8 * 16));
+    const auto print = [](uint64_t count) { return static_cast<unsigned long long>(count); };
+    std::printf(
+        "head_dim %3llu: mma %6llu, ex2 %6llu, wavefronts %6llu, conflicts %llu, read %llu, "
+        "written %llu\n",
+        print(d), print(report.total.mma), print(report.total.ex2),
+        print(report.total.shared_wavefronts), print(report.total.bank_conflicts),
+        print(report.total.global_read_bytes), print(report.total.global_written_bytes));
+  }
+}
+
+}  // namespace
+}  // namespace attentile::cuda::test
