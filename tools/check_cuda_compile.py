@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "tests/cuda/kernels/compile.cu"
 FORWARD = ROOT / "tests/cuda/kernels/forward.cu"
-NUM_FORWARD = 24
+NUM_FORWARD = 29
 ARCHITECTURES = (80, 90)
 SKIPPED = 77
 MAX_REGISTERS = 128
@@ -63,14 +63,15 @@ def resources(log):
 
 
 def readable(name):
+    types = "bf16" if "BFloat16" in name else "f16" if "Float16" in name else "f32"
     forward = re.search(r"Forward.*Li(\d+)ELb(\d)ELb(\d)E", name)
     if forward:
         head_dim, with_options, is_packed = forward.groups()
         options = ", packed" if is_packed == "1" else ", options" if with_options == "1" else ""
-        types = "bf16" if "BFloat16" in name else "f16"
         return f"Forward {types} {head_dim}{options}"
+    if "KeepMask" in name:
+        return "KeepMask"
     found = re.search(r"\d+(Gemm|Instructions|Combine)", name)
-    types = "bf16" if "BFloat16" in name else "f16"
     row_major = " row-major b" if "Lb1E" in name else ""
     return f"{found.group(1) if found else name} {types}{row_major}"
 
@@ -79,8 +80,10 @@ def compile_kernels(architecture, source, folder, limits):
     """Compiles one source to a cubin and PTX; (findings, PTX). limits: kernels, registers."""
     expected, most_registers = limits
     name = f"sm_{architecture} {source.name}"
-    compiled = nvcc(architecture, "-cubin", "-Xptxas", "-v", source, "-o",
-                    folder / f"{source.stem}_sm{architecture}.cubin")
+    steps = folder / f"{source.stem}_sm{architecture}"
+    steps.mkdir(exist_ok=True)
+    compiled = nvcc(architecture, "-cubin", "-Xptxas", "-v", source, "--keep", "--keep-dir", steps,
+                    "-o", steps.with_suffix(".cubin"))
     if compiled.returncode != 0 or "warning" in compiled.stderr:
         return [f"{name}: nvcc failed:\n{compiled.stdout}{compiled.stderr}"], ""
     findings = []
@@ -93,8 +96,9 @@ def compile_kernels(architecture, source, folder, limits):
         if stack or spilled or registers > most_registers:
             findings.append(f"{name}: {readable(kernel)}: {registers} registers, "
                             f"{stack} bytes of stack, {spilled} spilled")
-    ptx = folder / f"{source.stem}_sm{architecture}.ptx"
-    nvcc(architecture, "-ptx", source, "-o", ptx)
+    ptx = steps.with_suffix(".ptx")
+    shutil.move(steps / f"{source.stem}.ptx", ptx)
+    shutil.rmtree(steps)
     text = ptx.read_text()
     # Sites and their strings exist on the host only.
     if ".h\"" in text or "call.uni" in text:
