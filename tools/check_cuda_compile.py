@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "tests/cuda/kernels/compile.cu"
 FORWARD = ROOT / "tests/cuda/kernels/forward.cu"
 NUM_FORWARD = 16
+BACKWARD = ROOT / "tests/cuda/kernels/backward.cu"
+NUM_BACKWARD = 39
 ARCHITECTURES = (80, 90)
 SKIPPED = 77
 MAX_REGISTERS = 128
@@ -68,6 +70,10 @@ def readable(name):
         options = ", options" if forward.group(2) == "1" else ""
         types = "bf16" if "BFloat16" in name else "f16"
         return f"Forward {types} {forward.group(1)}{options}"
+    backward = re.search(r"(\w(?:ow|uery|ey|ias|ink)(?:Stats|Gradients?))I?(?:.*?Li(\d+)E)?", name)
+    if backward:
+        types = " bf16" if "BFloat16" in name else " f16" if "Float16" in name else ""
+        return f"{backward.group(1)}{types} {backward.group(2) or ''}".strip()
     found = re.search(r"test\d+(Gemm|Instructions)", name)
     types = "bf16" if "BFloat16" in name else "f16"
     row_major = " row-major b" if "Lb1E" in name else ""
@@ -106,7 +112,8 @@ def check(architecture, folder):
     wanted = INSTRUCTIONS + (ONLY_SM90 if architecture >= 90 else [])
     findings += [f"sm_{architecture}: no {word} in the PTX" for word in wanted if word not in text]
     forward, _ = compile_kernels(architecture, FORWARD, folder, (NUM_FORWARD, 255))
-    return findings + forward
+    backward, _ = compile_kernels(architecture, BACKWARD, folder, (NUM_BACKWARD, 255))
+    return findings + forward + backward
 
 
 def main():

@@ -62,7 +62,8 @@ TEST(Backward, EveryHeadDim) {
     const DType dtype = head_dim % 8 == 0 ? DType::kFloat16 : DType::kBFloat16;
     Case c = causal_case(head_dim);
     c.dtype = dtype;
-    c.batch = 1;
+    c.batch = c.num_heads_kv = 1;
+    c.num_heads_q = 2;
     c.head_dim_v = head_dim % 5 == 0 ? head_dim / 2 : head_dim;
     c.softcap = head_dim % 3 == 0 ? 5.0 : 0.0;
     const Values values = make_values(c);
@@ -75,6 +76,7 @@ TEST(Backward, EveryHeadDim) {
 
 TEST(Backward, BitsDependOnNeitherScheduleNorCompletionNorOrder) {
   Case c = causal_case(32);
+  c.batch = 1;
   c.seqlen_q = 70;
   c.dropout_p = 0.3;
   c.key_base = 5;
@@ -122,6 +124,7 @@ TEST(Backward, AQueryReachesWhatItSeesAndNothingElse) {
     const Values values = make_values(c);
     const Results clean = run(c, values).results;
     for (const double special : {30.0, kNaN, kInfinity64}) {
+      if (head_dim != 64 && !std::isnan(special)) continue;
       for (const bool in_dout : {false, true}) {
         Values tainted = values;
         (in_dout ? tainted.dout : tainted.q).put(special, 1, 77, 2, 3);
