@@ -2,6 +2,8 @@
 // The backward kernels on the emulator, property by property: every class of head_dim, bits that
 // depend on neither schedule nor layout nor neighbours, NaN and infinity that reach whom they may
 // and nobody else, rows and keys without gradients, exact counts.
+#include <gmock/gmock.h>
+
 #include <cmath>
 #include <limits>
 
@@ -9,6 +11,7 @@
 #include "conformance/call_testing.h"
 #include "cuda/backward_entry.h"
 #include "cuda/emulator_entry.h"
+#include "cuda/make_backward_params.h"
 #include "cuda/support.h"
 
 namespace attentile::cuda::test {
@@ -97,7 +100,8 @@ TEST(Backward, BitsDependOnNeitherScheduleNorCompletionNorOrder) {
 }
 
 TEST(Backward, HardwareSumsAreAccurateToo) {
-  const Case c = causal_case();
+  Case c = causal_case();
+  c.batch = 1;
   const Values values = make_values(c);
   for (const int arch : {80, 90}) {
     const Options options = {.mma = MmaModel::kHardware, .arch = arch};
@@ -221,6 +225,30 @@ TEST(Backward, BiasGradientOfEveryShape) {
     const Values values = make_values(c);
     EXPECT_TRUE(accurate(c, values, run(c, values).results)) << describe(c);
   }
+}
+
+// From the problem and the limits alone.
+TEST(Backward, RefusesByNameAndTellsItsWorkspace) {
+  Problem p;
+  p.dtype = DType::kFloat32;
+  p.head_dim = p.head_dim_v = 64;
+  EXPECT_THAT(check_backward(p).message(), ::testing::HasSubstr("gradients of float16"));
+  p.dtype = DType::kFloat16;
+  EXPECT_TRUE(check_backward(p, {.num_sms = 128, .shared_bytes_per_block = 99 * 1024}).ok());
+  p.head_dim = 129;
+  EXPECT_TRUE(check_backward(p).ok());
+  EXPECT_THAT(check_backward(p, {.num_sms = 128, .shared_bytes_per_block = 99 * 1024}).message(),
+              ::testing::HasSubstr("115232 bytes"));
+  p.head_dim = 257;
+  EXPECT_EQ(check_backward(p).code(), StatusCode::kUnsupported);
+  p.head_dim = 64;
+  p.batch = 3;
+  p.num_heads_q = 4;
+  p.max_seqlen_q = 5;
+  EXPECT_EQ(backward_workspace_bytes(p), 3 * 4 * 5 * 12);
+  p.varlen = true;
+  p.total_q = 7;
+  EXPECT_EQ(backward_workspace_bytes(p), 4 * 7 * 12);
 }
 
 // Whole tiles, so that every count is known; prints them for docs/kernels/backward_sm80.md.
