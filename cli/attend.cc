@@ -79,7 +79,7 @@ TensorRequest read_tensor_request(const Arguments& arguments) {
 AttendRequest read_request(const Arguments& arguments, const Streams& streams) {
   AttendRequest request;
   request.tensors = read_tensor_request(arguments);
-  check_device(arguments);
+  request.work.device = read_device(arguments);
   request.work.options = read_options(arguments);
   request.work.threads = read_threads(arguments);
   request.work.layout = request.tensors.layout;
@@ -89,7 +89,7 @@ AttendRequest read_request(const Arguments& arguments, const Streams& streams) {
   request.json = arguments.has("--json");
   if (const std::string* path = arguments.find("--out")) {
     request.out = *path;
-  } else if (!request.tensors.random) {
+  } else if (!request.tensors.random && !request.work.verify) {
     wrong_request("--out: not given, expected the file for the results");
   }
   return request;
@@ -130,6 +130,7 @@ Json to_json(const AttendRequest& request, const AttendResult& result) {
   Json json;
   json["command"] = "attend";
   json.update(shape_facts(result.forward.problem, request.tensors.layout));
+  json["device"] = to_string(request.work.device);
   Json plan = plan_facts(result.forward.plan);
   for (const char* name : {"algorithm", "isa", "threads"}) json[name] = plan[name];
   Traffic total = result.forward.traffic;
@@ -164,10 +165,8 @@ void print_pass(std::FILE* stream, const char* name, const PassResult& pass) {
 
 void print_passes(std::FILE* stream, const AttendResult& result) {
   const Plan& plan = result.backward ? result.backward->plan : result.forward.plan;
-  fmt::print(stream, "{}\n{} on {}, {} thread{}, workspace {}\n\n",
-             shape_words(result.forward.problem), to_string(plan.algorithm), to_string(plan.isa),
-             plan.threads, plan.threads == 1 ? "" : "s",
-             bytes_words(static_cast<double>(plan.workspace_bytes)));
+  fmt::print(stream, "{}\n{}, workspace {}\n\n", shape_words(result.forward.problem),
+             place_words(plan), bytes_words(static_cast<double>(plan.workspace_bytes)));
   fmt::print(stream, "{:<8} {:>12} {:>14} {:>12} {:>12}   {}\n", "pass", "time", "GFLOP/s", "read",
              "written", "tiles");
   print_pass(stream, "forward", result.forward);

@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 // Plans first, on views without memory, so that a wrong request is refused before anything is
-// allocated; then checks that results and workspace fit, computes, and judges by the oracle.
+// allocated; then checks that results and workspace fit, computes, and judges by the oracle. On a
+// device it computes on copies of the tensors there.
 #include "cli/attend_run.h"
 
 #include <chrono>
 #include <cmath>
 #include <tuple>
 
+#include "cli/device_plan.h"
 #include "cli/error.h"
 #include "cli/memory.h"
 #include "cli/progress.h"
 #include "dtype.h"
+#include "io/device_call.h"
 #include "reference/rounded_standard.h"
 #include "validate.h"
 
@@ -20,6 +23,12 @@ namespace {
 void plan_passes(const CallTensors& call, const AttendWork& work, const ExecutionContext& context,
                  AttendResult& result) {
   const bool backward = call.gradients.dq.present();
+  if (work.device != DeviceChoice::kCpu) {
+    const AttentionOptions options = device_options(call, work.options);
+    result.forward.plan = plan_on_device(call, options, false);
+    if (backward) result.backward.emplace().plan = plan_on_device(call, options, true);
+    return;
+  }
   result.forward.plan = take(plan_forward(call.inputs, call.outputs, work.options, context));
   if (!backward) return;
   result.backward.emplace();
@@ -45,6 +54,28 @@ void compute(PassResult& pass, ExecutionContext context, const char* label, std:
   pass.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   InterruptGuard::check();
   require_ok(status);
+}
+
+// One pass on a device: workspace, the call itself, which is what is timed, results back.
+void compute_on_device(PassResult& pass, io::DeviceCall& device, const AttentionOptions& options,
+                       bool backward) {
+  require_ok(device.use_workspace(options, backward));
+  const auto start = std::chrono::steady_clock::now();
+  Status status = device.start(options, backward);
+  if (status.ok()) status = device.synchronise();
+  pass.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  if (status.ok()) status = device.download(backward);
+  InterruptGuard::check();
+  require_ok(status);
+  if (!device.damage().empty()) environment_failed("--device: {}", device.damage());
+}
+
+void run_on_device(const CallTensors& call, const AttendWork& work, AttendResult& result) {
+  const AttentionOptions options = device_options(call, work.options);
+  io::DeviceCall device(device_table(), call.inputs, call.outputs, call.gradients);
+  require_ok(device.status());
+  compute_on_device(result.forward, device, options, false);
+  if (result.backward) compute_on_device(*result.backward, device, options, true);
 }
 
 int64_t count_nans(const Array4& got, const reference::ExactArray& exact) {
@@ -114,12 +145,19 @@ AttendResult run_attend(CallTensors& call, const AttendWork& work) {
 
   result.forward.problem =
       take(validate_forward(call.inputs, call.outputs, work.options, Check::kCall));
+  if (result.backward) {
+    result.backward->problem = take(
+        validate_backward(call.inputs, call.outputs, call.gradients, work.options, Check::kCall));
+  }
+  if (work.device != DeviceChoice::kCpu) {
+    run_on_device(call, work, result);
+    if (work.verify) judge(call, work, context, result);
+    return result;
+  }
   compute(result.forward, context, "forward", work.progress, [&](const ExecutionContext& with) {
     return attention_forward(call.inputs, call.outputs, work.options, with);
   });
   if (result.backward) {
-    result.backward->problem = take(
-        validate_backward(call.inputs, call.outputs, call.gradients, work.options, Check::kCall));
     compute(
         *result.backward, context, "backward", work.progress, [&](const ExecutionContext& with) {
           return attention_backward(call.inputs, call.outputs, call.gradients, work.options, with);

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "attentile/attention.h"
+#include "cli/device_argument.h"
 #include "cli/tensors.h"
 #include "problem.h"
 #include "reference/accuracy.h"
@@ -33,6 +34,7 @@ struct AttendResult {
 
 struct AttendWork {
   AttentionOptions options;
+  DeviceChoice device = DeviceChoice::kCpu;
   int threads = 0;
   Layout layout = Layout::kBshd;
   bool verify = false;

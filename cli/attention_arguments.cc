@@ -2,6 +2,7 @@
 // What the shared options are called, what values they take and what they become.
 #include "cli/attention_arguments.h"
 
+#include "cli/device_argument.h"
 #include "cli/error.h"
 #include "cli/numbers.h"
 
@@ -116,7 +117,7 @@ void declare_machine_options(Arguments& arguments) {
   arguments.value("--fast-memory", "BYTES",
                   "fast memory size M of flash1's tiles and of the traffic; default one core's L2");
   arguments.value("--threads", "N", "1 to 4096; default all cores");
-  arguments.value("--device", "NAME", "cpu");
+  declare_device(arguments);
 }
 
 void declare_layout_option(Arguments& arguments) {
@@ -182,13 +183,6 @@ DType parse_dtype(std::string_view name, std::string_view text) {
   std::vector<std::string_view> words;
   for (const auto& choice : kDTypes) words.push_back(choice.word);
   return kDTypes[parse_choice(name, text, words)].value;
-}
-
-void check_device(const Arguments& arguments) {
-  const std::string* text = arguments.find("--device");
-  if (text != nullptr && *text != "cpu") {
-    wrong_request("--device: {}, expected cpu, the only device of this build", in_quotes(*text));
-  }
 }
 
 std::string_view short_name(DType dtype) {

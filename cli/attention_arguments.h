@@ -33,7 +33,7 @@ enum class Layout { kBshd, kBhsd };
 void declare_mask_options(Arguments& arguments);
 // --dropout, --seed, --offset, --block-size.
 void declare_dropout_options(Arguments& arguments);
-// --algorithm, --isa, --fast-memory, --threads, --device.
+// --algorithm, --isa, --fast-memory, --threads; --device, which device_argument.h reads.
 void declare_machine_options(Arguments& arguments);
 void declare_layout_option(Arguments& arguments);
 void declare_dtype_option(Arguments& arguments, const std::string& help);
@@ -47,8 +47,6 @@ int read_threads(const Arguments& arguments);
 Layout read_layout(const Arguments& arguments);
 std::optional<DType> read_dtype(const Arguments& arguments);
 DType parse_dtype(std::string_view name, std::string_view text);
-// An Error unless --device names one that this build has.
-void check_device(const Arguments& arguments);
 
 // The short names of the command line: "f32".
 std::string_view short_name(DType dtype);

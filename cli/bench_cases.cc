@@ -134,14 +134,14 @@ void declare_bench(Arguments& arguments) {
   arguments.value("--algorithm", "NAME", "what to hold against standard; default auto");
   arguments.value("--isa", "NAME", "instruction set; default the best of this machine");
   arguments.value("--fast-memory", "BYTES", "flash1's M; default one core's L2");
-  arguments.value("--device", "NAME", "cpu");
+  declare_device(arguments);
   arguments.value("--min-time", "SECONDS", "measure each case at least so long; default 0.5");
   arguments.value("--json", "FILE", "write the records there");
 }
 
 BenchRequest read_bench(const Arguments& arguments) {
   BenchRequest request;
-  check_device(arguments);
+  request.device = read_device(arguments);
   request.options = read_options(arguments);
   std::vector<SyntheticCall> calls;
   for (const Shape& shape : read_shapes(arguments)) {

@@ -8,6 +8,7 @@
 
 #include "attentile/attention.h"
 #include "cli/arguments.h"
+#include "cli/device_argument.h"
 #include "cli/synthetic_call.h"
 
 namespace attentile::cli {
@@ -20,6 +21,7 @@ struct BenchCase {
 struct BenchRequest {
   std::vector<BenchCase> cases;
   AttentionOptions options;
+  DeviceChoice device = DeviceChoice::kCpu;
   double min_time_s = 0.5;
   std::optional<std::string> json;
 };

@@ -7,10 +7,12 @@
 #include <algorithm>
 #include <chrono>
 
+#include "cli/device_plan.h"
 #include "cli/error.h"
 #include "cli/memory.h"
 #include "cli/numbers.h"
 #include "cpu/peak.h"
+#include "io/device_call.h"
 #include "validate.h"
 
 namespace attentile::cli {
@@ -97,11 +99,24 @@ Plan plan_of(const CallTensors& call, const AttentionOptions& options,
   return take(plan_forward(call.inputs, call.outputs, options, context));
 }
 
-double run_once(const CallTensors& call, const Subject& subject, const ExecutionContext& context,
+// What is timed: the tensors here and, where another device computes, its copies of them.
+struct Tensors {
+  const CallTensors& call;
+  io::DeviceCall* device = nullptr;
+};
+
+Status run_on_device(io::DeviceCall& device, const AttentionOptions& options, bool backward) {
+  const Status status = device.start(options, backward);
+  return status.ok() ? device.synchronise() : status;
+}
+
+double run_once(const Tensors& tensors, const Subject& subject, const ExecutionContext& context,
                 bool backward) {
+  const CallTensors& call = tensors.call;
   const auto start = std::chrono::steady_clock::now();
   const Status status =
-      backward
+      tensors.device != nullptr ? run_on_device(*tensors.device, subject.options, backward)
+      : backward
           ? attention_backward(call.inputs, call.outputs, call.gradients, subject.options, context)
           : attention_forward(call.inputs, call.outputs, subject.options, context);
   const auto stop = std::chrono::steady_clock::now();
@@ -128,10 +143,10 @@ Timing summarize(Subject& subject) {
 
 // Returns the peaks, one for every round or few: the clock moves, and a run's peak is that of its
 // moment.
-std::vector<double> time_subjects(const CallTensors& call, std::vector<Subject>& subjects,
+std::vector<double> time_subjects(const Tensors& call, std::vector<Subject>& subjects,
                                   ExecutionContext context, double min_time_s,
                                   const CaseShare& share) {
-  const bool backward = call.gradients.dq.present();
+  const bool backward = call.call.gradients.dq.present();
   CaseProgress progress(share);
   progress.watch(context);
   const double per_round = static_cast<double>(subjects.size());
@@ -139,7 +154,11 @@ std::vector<double> time_subjects(const CallTensors& call, std::vector<Subject>&
   for (const Subject& subject : subjects) {
     progress.begin_run(warm_ups-- + per_round * rounds_left(subjects, min_time_s));
     // The backward pass reads out and lse.
+    if (call.device != nullptr && backward) {
+      require_ok(call.device->use_workspace(subject.options, false));
+    }
     if (backward) run_once(call, subject, context, false);
+    if (call.device != nullptr) require_ok(call.device->use_workspace(subject.options, backward));
     run_once(call, subject, context, backward);
     progress.end_run();
   }
@@ -148,8 +167,8 @@ std::vector<double> time_subjects(const CallTensors& call, std::vector<Subject>&
   for (bool done = false; !done;) {
     done = true;
     double runs_left = per_round * rounds_left(subjects, min_time_s);
-    if (std::chrono::steady_clock::now() >= next_peak) {
-      peaks.push_back(cpu::measure_peak_gflops(subjects[0].plan.isa, call.inputs.q.dtype,
+    if (call.device == nullptr && std::chrono::steady_clock::now() >= next_peak) {
+      peaks.push_back(cpu::measure_peak_gflops(subjects[0].plan.isa, call.call.inputs.q.dtype,
                                                context.num_threads, kPeakRuns));
       next_peak = std::chrono::steady_clock::now() + kPeakInterval;
     }
@@ -163,10 +182,34 @@ std::vector<double> time_subjects(const CallTensors& call, std::vector<Subject>&
   return peaks;
 }
 
+// On a device: without standard attention and without a peak, which are the CPU's.
+BenchResult measure_on_device(const BenchCase& bench_case, const BenchRequest& request,
+                              const CaseShare& share) {
+  BenchResult result;
+  result.bench_case = bench_case;
+  result.skipped = std::string("on ") + to_string(request.device);
+  const CallTensors shapes = describe_call(bench_case.call);
+  std::vector<Subject> subjects(1);
+  subjects[0].name = "attentile";
+  subjects[0].options = device_options(shapes, request.options);
+  subjects[0].plan = plan_on_device(shapes, subjects[0].options, bench_case.call.backward);
+  require_memory("--shape", call_bytes(bench_case.call));
+  const CallTensors call = make_call(bench_case.call, 1);
+  result.problem = take(validate_forward(call.inputs, call.outputs, request.options, Check::kCall));
+  io::DeviceCall device(device_table(), call.inputs, call.outputs, call.gradients);
+  require_ok(device.status());
+  time_subjects({call, &device}, subjects, {}, request.min_time_s, share);
+  result.timings.push_back(summarize(subjects[0]));
+  return result;
+}
+
 }  // namespace
 
 BenchResult measure(const BenchCase& bench_case, const BenchRequest& request,
                     const CaseShare& share) {
+  if (request.device != DeviceChoice::kCpu) {
+    return measure_on_device(bench_case, request, share);
+  }
   const bool backward = bench_case.call.backward;
   ExecutionContext context;
   context.num_threads = bench_case.threads;
@@ -192,7 +235,7 @@ BenchResult measure(const BenchCase& bench_case, const BenchRequest& request,
 
   const CallTensors call = make_call(bench_case.call, 1);
   result.problem = take(validate_forward(call.inputs, call.outputs, request.options, Check::kCall));
-  std::vector<double> peaks = time_subjects(call, subjects, context, request.min_time_s, share);
+  std::vector<double> peaks = time_subjects({call}, subjects, context, request.min_time_s, share);
   result.peak_gflops = median_of(peaks);
   for (Subject& subject : subjects) result.timings.push_back(summarize(subject));
   return result;
@@ -220,6 +263,7 @@ Json to_record(const BenchResult& result, const Timing& timing) {
                           static_cast<double>(p.head_dim + p.head_dim_v);
     record["bytes_per_s"] = values * static_cast<double>(size_of(p.dtype)) / timing.median_s;
   }
+  if (timing.plan.device == Device::kCuda) record["device"] = "cuda";
   record["algorithm"] = to_string(timing.plan.algorithm);
   record["isa"] = to_string(timing.plan.isa);
   return record;

@@ -47,6 +47,7 @@ Json plan_facts(const Plan& plan) {
   facts["algorithm"] = to_string(plan.algorithm);
   facts["isa"] = to_string(plan.isa);
   facts["threads"] = plan.threads;
+  if (plan.device == Device::kCuda) facts["kernel"] = plan.kernel;
   facts["tile_m"] = plan.tile_m;
   facts["tile_n"] = plan.tile_n;
   facts["num_tasks"] = plan.num_tasks;
@@ -75,6 +76,15 @@ std::string shape_words(const Problem& problem) {
   }
   if (problem.dropout.enabled) text += ", dropout";
   return text;
+}
+
+std::string place_words(const Plan& plan) {
+  if (plan.device == Device::kCuda) {
+    return fmt::format("{} on cuda, {}", to_string(plan.algorithm),
+                       plan.kernel.empty() ? "nothing to do" : plan.kernel);
+  }
+  return fmt::format("{} on {}, {} thread{}", to_string(plan.algorithm), to_string(plan.isa),
+                     plan.threads, plan.threads == 1 ? "" : "s");
 }
 
 std::string seconds_words(double seconds) {

@@ -18,12 +18,15 @@ bool is_causal(const Problem& problem);
 
 // dtype, batch, seqlen_q, ... of a validated problem, in the names of a bench record.
 Json shape_facts(const Problem& problem, Layout layout);
-// algorithm, isa, threads, tiles, workspace, flops, notes.
+// algorithm, isa, threads, kernel, tiles, workspace, flops, notes.
 Json plan_facts(const Plan& plan);
 Json traffic_facts(const Traffic& traffic);
 
 // "float16, batch 1, 1024 x 1024, 9/3 heads, head_dim 64, causal"
 std::string shape_words(const Problem& problem);
+
+// "flash2 on avx2, 2 threads", "flash2 on cuda, Forward<Float16, 64, true>"
+std::string place_words(const Plan& plan);
 
 // "1.23 ms"
 std::string seconds_words(double seconds);

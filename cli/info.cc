@@ -13,6 +13,7 @@
 #include "cpu/cpu_info.h"
 #include "cpu/executor.h"
 #include "cpu/peak.h"
+#include "cuda/backend.h"
 
 namespace attentile::cli {
 namespace {
@@ -59,9 +60,37 @@ Json kernel_facts() {
   return kernels;
 }
 
+// The devices of the CUDA backend; where there are none, `why` says what was tried.
+Json gpu_facts(std::string& why) {
+  Json gpus = Json::array();
+  const Result<const cuda::BackendTable*>& table = cuda::backend();
+  if (!table.ok()) {
+    why = table.status().message();
+    return gpus;
+  }
+  cuda::Sentence sentence;
+  int32_t count = 0;
+  if ((*table)->device_count(&count, &sentence) != 0) why = sentence.text;
+  for (int32_t device = 0; device < count; ++device) {
+    cuda::DeviceInfo gpu;
+    if ((*table)->device_info(device, &gpu, &sentence) != 0) {
+      why = sentence.text;
+      continue;
+    }
+    gpus.push_back({{"name", gpu.name},
+                    {"backend", (*table)->name},
+                    {"compute_capability", gpu.compute_capability / 10.0},
+                    {"memory_bytes", gpu.memory_bytes},
+                    {"num_sms", gpu.limits.num_sms},
+                    {"shared_bytes_per_block", gpu.limits.shared_bytes_per_block}});
+  }
+  return gpus;
+}
+
 Json limits() {
   return {"block_table, cache_batch_idx and leftpad_k: forward only",
-          "keep mask: not with cu_seqlens", "devices: cpu only in this build"};
+          "keep mask: not with cu_seqlens",
+          "cuda: f16 and bf16, head_dim 1 to 256; no block_mask, no keep mask, no merge"};
 }
 
 Json measured_facts(int threads, ProgressBar& bar) {
@@ -96,7 +125,9 @@ Json gather(bool measure, std::FILE* progress) {
   const double memory = available_memory();
   json["available_memory_bytes"] = memory < 1e18 ? Json(memory) : Json(nullptr);
   json["isas"] = isa_facts();
-  json["gpus"] = Json::array();
+  std::string why;
+  json["gpus"] = gpu_facts(why);
+  json["gpus_why"] = why.empty() ? Json(nullptr) : Json(why);
   json["kernels"] = kernel_facts();
   json["limits"] = limits();
   if (measure) {
@@ -136,7 +167,13 @@ void print_text(std::FILE* out, const Json& json) {
   if (json["available_memory_bytes"].is_number()) {
     line("memory", words(json["available_memory_bytes"]) + " available");
   }
-  line("gpus", "none: this build has no GPU half");
+  for (const Json& gpu : json["gpus"]) {
+    line(&gpu == &json["gpus"].front() ? "gpus" : "",
+         fmt::format("{}, compute capability {:.1f}, {}, {} SMs", gpu["name"].get<std::string>(),
+                     gpu["compute_capability"].get<double>(), words(gpu["memory_bytes"]),
+                     gpu["num_sms"].get<int>()));
+  }
+  if (json["gpus"].empty()) line("gpus", "none: " + json["gpus_why"].get<std::string>());
   for (const Json& isa : json["isas"]) {
     line(&isa == &json["isas"].front() ? "isas" : "",
          fmt::format("{:<14}{}, {}", isa["name"].get<std::string>(),

@@ -2,6 +2,8 @@
 // `attentile plan`: what a call would do, found without doing it.
 #include "attentile/attention.h"
 #include "cli/commands.h"
+#include "cli/device_argument.h"
+#include "cli/device_plan.h"
 #include "cli/facts.h"
 #include "cli/numbers.h"
 #include "cli/synthetic_call.h"
@@ -15,6 +17,8 @@ struct PlanRequest {
   SyntheticCall synthetic;
   AttentionOptions options;
   ExecutionContext context;
+  DeviceChoice device = DeviceChoice::kCpu;
+  std::optional<Gpu> gpu;
   bool backward = false;
   bool json = false;
 };
@@ -26,6 +30,7 @@ void declare(Arguments& arguments) {
   arguments.flag("--backward", "the backward pass too");
   declare_dropout_options(arguments);
   declare_machine_options(arguments);
+  declare_gpu(arguments);
   declare_dtype_option(arguments, "f32 (default), f64, f16 or bf16");
   declare_layout_option(arguments);
   arguments.flag("--json", "JSON on stdout");
@@ -40,7 +45,8 @@ PlanRequest read_request(const Arguments& arguments) {
         "--shape: {}, expected a shape or a file",
         path == nullptr ? "not given, nor a file" : "given with the file " + in_quotes(*path));
   }
-  check_device(arguments);
+  request.device = read_device(arguments);
+  request.gpu = read_gpu(arguments);
   request.backward = arguments.has("--backward");
   request.json = arguments.has("--json");
   request.options = read_options(arguments);
@@ -64,10 +70,15 @@ struct Planned {
   std::optional<Plan> backward;
 };
 
-Planned make_plans(const PlanRequest& request) {
-  const CallTensors call =
+CallTensors tensors_of(const PlanRequest& request) {
+  CallTensors call =
       request.tensors.safetensors ? load_call(request.tensors) : describe_call(request.synthetic);
   check_block_size(call, request.options);
+  return call;
+}
+
+Planned make_plans(const PlanRequest& request) {
+  const CallTensors call = tensors_of(request);
   Planned planned;
   planned.forward = take(plan_forward(call.inputs, call.outputs, request.options, request.context));
   planned.problem =
@@ -75,6 +86,11 @@ Planned make_plans(const PlanRequest& request) {
   if (request.backward) {
     planned.backward = take(
         plan_backward(call.inputs, call.outputs, call.gradients, request.options, request.context));
+  }
+  if (request.device != DeviceChoice::kCpu) {
+    const AttentionOptions options = device_options(call, request.options);
+    planned.forward = plan_on_device(call, options, false);
+    if (request.backward) planned.backward = plan_on_device(call, options, true);
   }
   // Pointers into the call's index arrays die with it.
   planned.problem.cu_seqlens_q = planned.problem.cu_seqlens_k = {};
@@ -91,6 +107,7 @@ Json to_json(const PlanRequest& request, const Planned& planned) {
   Json json;
   json["command"] = "plan";
   json.update(shape_facts(planned.problem, request.tensors.layout));
+  json["device"] = to_string(request.device);
   json["forward"] = plan_facts(planned.forward);
   json["forward"]["traffic"] = traffic_table(planned.forward);
   if (planned.backward) json["backward"] = plan_facts(*planned.backward);
@@ -102,8 +119,7 @@ void print_plan(std::FILE* out, const char* pass, const Plan& plan) {
     fmt::print(out, "  {:<16}{}\n", name, value);
   };
   fmt::print(out, "\n{}\n", pass);
-  line("runs", fmt::format("{} on {}, {} thread{}", to_string(plan.algorithm), to_string(plan.isa),
-                           plan.threads, plan.threads == 1 ? "" : "s"));
+  line("runs", place_words(plan));
   line("tiles",
        fmt::format("{} queries x {} keys, {} tasks", plan.tile_m, plan.tile_n, plan.num_tasks));
   line("workspace", bytes_words(static_cast<double>(plan.workspace_bytes)));
@@ -131,6 +147,24 @@ void print_traffic(std::FILE* out, const Plan& plan) {
   row("flash2", plan.traffic_flash2);
 }
 
+Exit plan_gpu(const PlanRequest& request, const Streams& streams) {
+  const CallTensors call = tensors_of(request);
+  const std::vector<GpuPass> passes =
+      plan_for_gpu(*request.gpu, call, request.options, request.backward);
+  const Problem problem =
+      take(validate_forward(call.inputs, call.outputs, request.options, Check::kPlan));
+  if (request.json) {
+    Json json = {{"command", "plan"}};
+    json.update(shape_facts(problem, request.tensors.layout));
+    json["gpu"] = gpu_facts(*request.gpu, passes);
+    fmt::print(streams.out, "{}", to_text(json));
+  } else {
+    fmt::print(streams.out, "{}\n", shape_words(problem));
+    print_gpu(streams.out, *request.gpu, passes);
+  }
+  return Exit::kDone;
+}
+
 }  // namespace
 
 Exit plan(const Words& words, const Streams& streams) {
@@ -138,6 +172,7 @@ Exit plan(const Words& words, const Streams& streams) {
   declare(arguments);
   if (!parse_or_help(arguments, words, streams)) return Exit::kDone;
   const PlanRequest request = read_request(arguments);
+  if (request.gpu) return plan_gpu(request, streams);
   const Planned planned = make_plans(request);
   if (request.json) {
     fmt::print(streams.out, "{}", to_text(to_json(request, planned)));
@@ -146,7 +181,7 @@ Exit plan(const Words& words, const Streams& streams) {
   fmt::print(streams.out, "{}\n", shape_words(planned.problem));
   print_plan(streams.out, "forward", planned.forward);
   if (planned.backward) print_plan(streams.out, "backward", *planned.backward);
-  print_traffic(streams.out, planned.forward);
+  if (request.device == DeviceChoice::kCpu) print_traffic(streams.out, planned.forward);
   return Exit::kDone;
 }
 

@@ -7,6 +7,7 @@
 #include "attentile/attention.h"
 #include "cli/attention_arguments.h"
 #include "cli/commands.h"
+#include "cli/device_argument.h"
 #include "cli/facts.h"
 #include "cli/numbers.h"
 #include "cli/progress.h"
@@ -22,7 +23,7 @@ void declare(Arguments& arguments) {
                   "only matching cells; keys: case, entry, algorithm, isa, dtype, tier");
   arguments.value("--isa", "NAME", "only this instruction set");
   arguments.value("--algorithm", "NAME", "only this algorithm");
-  arguments.value("--device", "NAME", "cpu");
+  declare_device(arguments);
   arguments.value("--count", "N",
                   "generated cells to run, default 4000; the named cases come on top");
   arguments.value("--seed", "S", "seed of the first generated case, default 1");
@@ -31,8 +32,12 @@ void declare(Arguments& arguments) {
 }
 
 conformance::Options read_table(const Arguments& arguments) {
-  check_device(arguments);
   conformance::Options table;
+  if (read_device(arguments) != DeviceChoice::kCpu) {
+    table.entries = {conformance::Entry::kDevice};
+    table.algorithms = {Algorithm::kFlash2};
+    table.isas = {Isa::kAuto};
+  }
   const Isa isa_wanted = read_isa(arguments);
   const Algorithm algorithm = read_algorithm(arguments);
   if (isa_wanted != Isa::kAuto) table.isas = {isa_wanted};
@@ -46,7 +51,7 @@ conformance::Options read_table(const Arguments& arguments) {
   }
   const std::vector<Isa> isas = available_isas();
   for (Isa isa : table.isas) {
-    if (std::find(isas.begin(), isas.end(), isa) == isas.end()) {
+    if (isa != Isa::kAuto && std::find(isas.begin(), isas.end(), isa) == isas.end()) {
       environment_failed("--isa: {} is not on this machine or not in this build", to_string(isa));
     }
   }

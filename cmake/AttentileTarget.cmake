@@ -15,6 +15,15 @@ if(ATTENTILE_WERROR)
   list(APPEND ATTENTILE_WARNING_OPTIONS -Werror)
 endif()
 
+# Of a library that exports the backend's table and nothing else.
+function(attentile_backend_exports name)
+  if(CMAKE_SYSTEM_NAME STREQUAL "Linux")
+    set(map "${PROJECT_SOURCE_DIR}/cmake/attentile_cuda.map")
+    target_link_options(${name} PRIVATE "-Wl,--version-script=${map}")
+    set_target_properties(${name} PROPERTIES LINK_DEPENDS "${map}")
+  endif()
+endfunction()
+
 function(attentile_target name)
   set(options ${ATTENTILE_COMPILE_OPTIONS} ${ATTENTILE_WARNING_OPTIONS})
   target_compile_features(${name} PUBLIC cxx_std_20)

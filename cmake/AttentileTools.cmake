@@ -20,13 +20,7 @@ attentile_internal(attentile_io ${io_sources})
 target_link_libraries(attentile_io PUBLIC nlohmann_json::nlohmann_json fmt::fmt)
 list(APPEND internal_targets attentile_io)
 
-# The kernels of src/cuda on the host; only tests need it.
-file(GLOB emulator_sources CONFIGURE_DEPENDS src/cuda/emulator/*.cc)
-add_library(attentile_cuda_emulator STATIC EXCLUDE_FROM_ALL ${emulator_sources})
-attentile_target(attentile_cuda_emulator)
-target_include_directories(
-  attentile_cuda_emulator PUBLIC "${PROJECT_SOURCE_DIR}/src" "${PROJECT_SOURCE_DIR}/include")
-target_link_libraries(attentile_cuda_emulator PUBLIC ${attentile_inside})
+include(cmake/AttentileEmulator.cmake)
 
 file(GLOB support_sources CONFIGURE_DEPENDS tests/support/*.cc)
 attentile_internal(attentile_test_support ${support_sources})

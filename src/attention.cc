@@ -9,6 +9,7 @@
 #include "cpu/cpu_info.h"
 #include "cpu/float_environment.h"
 #include "cpu/traffic.h"
+#include "cuda/backend.h"
 #include "keep_mask.h"
 #include "memory.h"
 #include "reference/passes.h"
@@ -22,12 +23,14 @@ namespace {
 Status check(const Result<Problem>& problem, const ExecutionContext& context) {
   if (!problem.ok()) return problem.status();
   if (Status status = validate_context(context); !status.ok()) return status;
+  if (problem->device == Device::kCuda) return Status();
   if (problem->algorithm == Algorithm::kReference && problem->isa == Isa::kAuto) return Status();
   return cpu::plan_isa(*problem).status();
 }
 
 Status run(const Result<Problem>& problem, const ExecutionContext& context) {
   if (Status status = check(problem, context); !status.ok()) return status;
+  if (problem->device == Device::kCuda) return cuda::run(*problem, context);
   if (cpu::has_nothing_to_compute(*problem)) return cpu::write_zeros(*problem, context);
   if (problem->algorithm != Algorithm::kReference) return cpu::run(*problem, context);
   if (context.traffic != nullptr) *context.traffic = {};  // it has no tiles, so nothing is counted
@@ -156,6 +159,7 @@ void add_reference(const Problem& problem, const ExecutionContext& context, Plan
 
 Result<Plan> make_public_plan(const Result<Problem>& problem, const ExecutionContext& context) {
   if (Status status = check(problem, context); !status.ok()) return status;
+  if (problem->device == Device::kCuda) return cuda::plan_call(*problem);
   Plan plan;
   plan.backward = problem->backward;
   plan.algorithm = problem->algorithm;

@@ -4,6 +4,7 @@
 #include "attentile/c_api.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdio>
 #include <cstring>
 #include <new>
@@ -22,6 +23,7 @@ using validation::invalid;
 
 constexpr size_t kMaxStructSize = 4096;
 constexpr int64_t kMaxParts = int64_t{1} << 32;
+constexpr size_t kFirstOptionsSize = offsetof(attentile_options, max_seqlen_q);
 
 thread_local char last_error[1024] = "";
 thread_local std::string plan_notes;
@@ -151,7 +153,7 @@ Status unwrap(const attentile_attention_gradients* given, AttentionGradients* gr
 Status unwrap(const attentile_options* given, AttentionOptions* options) {
   if (given == nullptr) return {};
   attentile_options c = ATTENTILE_OPTIONS_INIT;
-  if (Status s = read_struct(given, "options", &c); !s.ok()) return s;
+  if (Status s = read_struct(given, "options", &c, kFirstOptionsSize); !s.ok()) return s;
   if (c.has_softmax_scale != 0) options->softmax_scale = c.softmax_scale;
   if (c.has_position_offset != 0) options->position_offset = c.position_offset;
   options->causal = c.causal != 0;
@@ -172,6 +174,8 @@ Status unwrap(const attentile_options* given, AttentionOptions* options) {
   options->algorithm = static_cast<Algorithm>(c.algorithm);
   options->isa = static_cast<Isa>(c.isa);
   options->fast_memory_bytes = c.fast_memory_bytes;
+  options->max_seqlen_q = c.max_seqlen_q;
+  options->max_seqlen_k = c.max_seqlen_k;
   return {};
 }
 

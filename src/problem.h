@@ -46,6 +46,7 @@ struct Sequence {
 };
 
 struct Problem {
+  Device device = Device::kCpu;
   bool backward = false;
   DType dtype = DType::kFloat32;  // of q, k, v, out and their gradients
 

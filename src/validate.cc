@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "validate_call.h"
+#include "validate_text.h"
 
 namespace attentile {
 namespace validation {
@@ -45,9 +46,17 @@ ArgumentList arguments_of(const Call& call) {
 }
 
 Status check_views(Call* call) {
+  const Argument* first = nullptr;  // the others are where it is
   for (const Argument& argument : arguments_of(*call)) {
     if (argument.absent()) continue;
     if (Status status = check_view(argument, call->check); !status.ok()) return status;
+    if (first == nullptr) {
+      first = &argument;
+      call->problem.device = argument.view->device;
+    } else if (argument.view->device != first->view->device) {
+      return invalid("{}: device is {}, but {} is on {}", argument.name,
+                     to_string(argument.view->device), first->name, to_string(first->view->device));
+    }
   }
   return {};
 }

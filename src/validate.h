@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // The one place that checks what users pass: views and options in, a Problem or the sentence that
 // says what is wrong out. Pure: nothing is written, no tensor element is read except the index
-// arrays (cu_seqlens, seqused_k, block_table, cache_batch_idx, leftpad_k), and a call that is right
-// allocates nothing. Every backend and every entry point relies on it; below it nothing is checked.
+// arrays (cu_seqlens, seqused_k, block_table, cache_batch_idx, leftpad_k) of a call on the CPU, and
+// a call that is right allocates nothing. Every backend and every entry point relies on it; below
+// it nothing is checked.
 //
 // A sentence reads `argument: what it was, what was expected`, with the numbers. When several
-// things are wrong, the first found is told, in this order: options, each view by itself, q k v,
-// index arrays, bias mask sink slopes block_mask, outputs and gradients, shared memory.
+// things are wrong, the first found is told, in this order: options, each view by itself and
+// whether all are on one device, q k v, index arrays, bias mask sink slopes block_mask, outputs and
+// gradients, shared memory.
 //
 // Codes: kInvalidArgument, except kUnsupported for a correct request that this backend does not
-// serve: a tensor on another device; block_table, cache_batch_idx or leftpad_k (forward only) in
+// serve: states to merge on a GPU; block_table, cache_batch_idx or leftpad_k (forward only) in
 // the backward pass.
 //
 // What is refused beyond the contract's page, because no machine could serve it:
@@ -28,7 +30,8 @@ namespace attentile {
 
 enum class Check {
   kCall,  // everything
-  kPlan,  // not the data pointers (null is fine), nor shared memory; index arrays are still read
+  kPlan,  // not the data pointers (null is fine), nor shared memory; on the CPU index arrays are
+          // read
 };
 
 // outputs.out is needed, lse and keep are optional.

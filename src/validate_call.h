@@ -23,6 +23,8 @@ struct Call {
   bool packed_q() const { return inputs.cu_seqlens_q.present(); }
   bool packed_k() const { return inputs.cu_seqlens_k.present(); }
   bool paged() const { return inputs.block_table.present(); }
+  // Index arrays lie in device memory: nobody reads them, kernels clamp what they hold.
+  bool on_device() const { return problem.device == Device::kCuda; }
 };
 
 // Every argument that the call looks at, absent ones too.

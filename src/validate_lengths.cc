@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The index arrays: where each sequence starts, how long it is and which pages hold its keys. They
-// are read here, so no kernel ever follows an index that was not seen to be in range.
+// The index arrays: where each sequence starts, how long it is and which pages hold its keys. On
+// the CPU they are read here, so no kernel ever follows an index that was not seen to be in range.
+// In device memory they are not: the longest sequences are the caller's word, or what the tensors
+// allow, and kernels clamp every index.
 #include <cstdint>
 #include <limits>
 
@@ -26,6 +28,10 @@ Status check_cumulative(const Argument& argument, int64_t batch, const Size& tot
   Status status = check_index_array(argument, {"batch + 1", batch + 1, "cu_seqlens_q"}, array);
   if (!status.ok()) return status;
   const IndexArray& ends = *array;
+  if (argument.view->device != Device::kCpu) {
+    *longest = total.size;
+    return {};
+  }
   if (ends[0] != 0) {
     return invalid("{}[0]: is {}, but it must be 0", argument.name, ends[0]);
   }
@@ -116,7 +122,13 @@ Status check_used(Call* call) {
   if (call->paged()) {
     if (status = check_pages(call, &capacity); !status.ok()) return status;
   }
-  if (!in.seqused_k.present() && !in.leftpad_k.present()) return {};
+  if (call->on_device() && call->paged()) {
+    p.max_seqlen_k = capacity;
+    if (__builtin_mul_overflow(p.batch, capacity, &p.total_k)) {
+      p.total_k = std::numeric_limits<int64_t>::max();
+    }
+  }
+  if (call->on_device() || (!in.seqused_k.present() && !in.leftpad_k.present())) return {};
   int64_t longest = 0;
   int64_t total = 0;
   for (int64_t b = 0; b < p.batch; ++b) {
@@ -145,7 +157,7 @@ Status check_cache_rows(Call* call) {
   if (rows.absent()) return {};
   const Size batch = {"batch", p.batch, p.varlen ? "cu_seqlens_q" : "q"};
   Status status = check_index_array(rows, batch, &p.cache_batch_idx);
-  if (!status.ok()) return status;
+  if (!status.ok() || call->on_device()) return status;
   const int64_t num_rows = call->inputs.k.shape[0];
   for (int64_t b = 0; b < p.batch; ++b) {
     const int64_t row = p.cache_batch_idx[b];
@@ -154,6 +166,19 @@ Status check_cache_rows(Call* call) {
                    b, row, num_rows, num_rows);
   }
   return {};
+}
+
+// The caller's word on lengths that lie in device memory.
+void shorten(Call* call) {
+  Problem& p = call->problem;
+  const AttentionOptions& o = call->options;
+  if (!call->on_device()) return;
+  if (call->packed_q() && o.max_seqlen_q > 0) {
+    p.max_seqlen_q = min64(p.max_seqlen_q, o.max_seqlen_q);
+  }
+  if ((call->packed_k() || call->paged()) && o.max_seqlen_k > 0) {
+    p.max_seqlen_k = min64(p.max_seqlen_k, o.max_seqlen_k);
+  }
 }
 
 // Rows of k over the batch, and a bound on everything that is counted per score.
@@ -182,6 +207,7 @@ Status check_lengths(Call* call) {
   if (Status status = check_packed(call); !status.ok()) return status;
   if (Status status = check_used(call); !status.ok()) return status;
   if (Status status = check_cache_rows(call); !status.ok()) return status;
+  shorten(call);
   return check_amount(call);
 }
 

@@ -78,6 +78,9 @@ Status check_apart(const Argument& output, const Argument& other) {
 // A view of a state by itself: given, and sound.
 Status check_given(const Argument& argument) {
   if (Status s = require(argument, "it must be given"); !s.ok()) return s;
+  if (argument.view->device == Device::kCuda) {
+    return unsupported("{}: device is cuda, but merge computes on cpu only", argument.name);
+  }
   return check_view(argument, Check::kCall);
 }
 

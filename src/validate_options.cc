@@ -45,6 +45,8 @@ Status check_integers(const AttentionOptions& o) {
       {"block_size_k", o.block_size_k, 0},
       {"dropout_num_heads_q", o.dropout_num_heads_q, 0},
       {"fast_memory_bytes", o.fast_memory_bytes, 0},
+      {"max_seqlen_q", o.max_seqlen_q, 0},
+      {"max_seqlen_k", o.max_seqlen_k, 0},
   };
   for (const auto& integer : integers) {
     Status status = check_at_least(integer.name, integer.value, integer.least);

@@ -17,7 +17,7 @@ namespace attentile::validation {
 // How a call uses an argument.
 enum class Use {
   kRead,     // an input
-  kIndices,  // an input of integers that steer the call: read here, even for a plan
+  kIndices,  // integers that steer the call: on the CPU read here, even for a plan
   kWritten,  // an output
 };
 

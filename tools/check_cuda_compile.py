@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "tests/cuda/kernels/compile.cu"
 FORWARD = ROOT / "tests/cuda/kernels/forward.cu"
-NUM_FORWARD = 16
+NUM_FORWARD = 24
 BACKWARD = ROOT / "tests/cuda/kernels/backward.cu"
 NUM_BACKWARD = 39
 ARCHITECTURES = (80, 90)
@@ -65,16 +65,17 @@ def resources(log):
 
 
 def readable(name):
-    forward = re.search(r"Forward.*Li(\d+)ELb(\d)E", name)
+    forward = re.search(r"Forward.*Li(\d+)ELb(\d)ELb(\d)E", name)
     if forward:
-        options = ", options" if forward.group(2) == "1" else ""
+        head_dim, with_options, is_packed = forward.groups()
+        options = ", packed" if is_packed == "1" else ", options" if with_options == "1" else ""
         types = "bf16" if "BFloat16" in name else "f16"
-        return f"Forward {types} {forward.group(1)}{options}"
+        return f"Forward {types} {head_dim}{options}"
     backward = re.search(r"(\w(?:ow|uery|ey|ias|ink)(?:Stats|Gradients?))I?(?:.*?Li(\d+)E)?", name)
     if backward:
         types = " bf16" if "BFloat16" in name else " f16" if "Float16" in name else ""
         return f"{backward.group(1)}{types} {backward.group(2) or ''}".strip()
-    found = re.search(r"test\d+(Gemm|Instructions)", name)
+    found = re.search(r"\d+(Gemm|Instructions|Combine)", name)
     types = "bf16" if "BFloat16" in name else "f16"
     row_major = " row-major b" if "Lb1E" in name else ""
     return f"{found.group(1) if found else name} {types}{row_major}"

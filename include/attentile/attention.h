@@ -127,6 +127,12 @@ struct AttentionOptions {
   int64_t batch_base = 0;
   int64_t dropout_num_heads_q = 0;
 
+  // Of tensors on a GPU, whose index arrays are not read here: the longest sequence of queries and
+  // of keys, where cu_seqlens or block_table give the lengths. Longer ones are cut off. 0: as long
+  // as the tensors allow, which costs time where that is far more.
+  int64_t max_seqlen_q = 0;
+  int64_t max_seqlen_k = 0;
+
   int64_t block_size_q = 0;  // tile of block_mask, queries; needed with block_mask
   int64_t block_size_k = 0;  // tile of block_mask, keys
 
@@ -169,12 +175,17 @@ struct ExecutionContext {
   void* workspace = nullptr;
   int64_t workspace_bytes = 0;
   Traffic* traffic = nullptr;  // filled in where given; zero for kReference and merge
-  void* stream = nullptr;      // CUDA only
+  // Of tensors on a GPU alone: the cudaStream_t that the call is put on, null for the default one.
+  // The call returns before it is done. It allocates nothing and waits for nothing where it is
+  // given a workspace (device memory), and may then be captured into a graph; threads, executor and
+  // poll are not used.
+  void* stream = nullptr;
 };
 
 // Computes out (and lse, keep where given). Memory beyond inputs and outputs is O(seqlen), except
 // algorithm kStandard; kReference needs O(seqlen_k) per thread. Errors: kInvalidArgument,
-// kUnsupported and kUnavailable (nothing written), kOutOfMemory, kCancelled, kInternal.
+// kUnsupported and kUnavailable (nothing written), kOutOfMemory, kCancelled, kInternal. Tensors on
+// a GPU (Device::kCuda, all of a call's or none) need libattentile_cuda.so; see docs/gpu.md.
 Status attention_forward(const AttentionInputs& inputs, const AttentionOutputs& outputs,
                          const AttentionOptions& options = {},
                          const ExecutionContext& context = {});
@@ -201,6 +212,8 @@ Status merge(const std::vector<PartialState>& parts, const PartialState& result,
 
 // What a call would do, found without doing it.
 struct Plan {
+  Device device = Device::kCpu;
+  std::string kernel;  // on a GPU: the one that holds the products; empty if there is nothing to do
   bool backward = false;
   Algorithm algorithm = Algorithm::kAuto;  // the one that runs, never kAuto
   Isa isa = Isa::kAuto;                    // likewise
@@ -210,7 +223,8 @@ struct Plan {
   int64_t num_tasks = 0;
   int64_t workspace_bytes = 0;
   int64_t fast_memory_bytes = 0;
-  // (query, key) pairs that the band and the lengths leave visible, all query heads together
+  // (query, key) pairs that the band and the lengths leave visible, all query heads together; where
+  // the lengths lie in device memory: all pairs there could be
   int64_t visible_pairs = 0;
   double flops = 0;  // 2 (d + dv), backward 2 (3d + 2dv), per visible pair
   // What the tile loads and stores of a forward call would count with these threads and this

@@ -160,6 +160,11 @@ typedef struct attentile_options {
   int32_t algorithm;           /* attentile_algorithm */
   int32_t isa;                 /* attentile_isa */
   int64_t fast_memory_bytes;   /* flash1's M; 0: the L2 cache of one core */
+  /* Of tensors on a GPU, whose index arrays are not read on the host: the longest sequence of
+     queries and of keys, where cu_seqlens or block_table give the lengths. Longer ones are cut off.
+     0: as long as the tensors allow, which costs time where that is far more. */
+  int64_t max_seqlen_q;
+  int64_t max_seqlen_k;
 } attentile_options;
 
 /* The caller's threads, had in one of two ways; parallel goes first where both are given.
@@ -199,7 +204,10 @@ typedef struct attentile_context {
                                  all tensors; NULL: allocated for the call */
   int64_t workspace_bytes;    /* all of these may be used */
   attentile_traffic* traffic; /* filled in, unless NULL */
-  void* stream;               /* CUDA only */
+  void* stream;               /* of tensors on a GPU: the cudaStream_t that the call is put on, NULL
+                                 for the default one. The call returns before it is done and, where
+                                 it is given a workspace (device memory), allocates nothing and
+                                 waits for nothing; poll and threads are not used */
 } attentile_context;
 
 /* What a call would do. */
@@ -269,6 +277,8 @@ typedef struct attentile_partial_state {
    -1,                         \
    0.0,                        \
    0.0,                        \
+   0,                          \
+   0,                          \
    0,                          \
    0,                          \
    0,                          \

@@ -49,6 +49,14 @@ constexpr const char* to_string(DType dtype) {
   return "unknown";
 }
 
+constexpr const char* to_string(Device device) {
+  switch (device) {
+    case Device::kCpu: return "cpu";
+    case Device::kCuda: return "cuda";
+  }
+  return "unknown";
+}
+
 inline constexpr int kMaxRank = 4;
 
 // A view that was default-constructed is absent: the optional tensor was not given.

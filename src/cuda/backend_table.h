@@ -29,7 +29,8 @@ struct DeviceInfo {
 };
 
 // stream: a cudaStream_t; null is the default stream. forward and backward put their launches on it
-// and return: they allocate nothing, wait for nothing, and may be captured into a graph.
+// and return: they allocate nothing, wait for nothing, and may be captured into a graph. Memory of
+// allocate_on_stream belongs to what follows on that stream, until release_on_stream.
 struct BackendTable {
   uint32_t version;
   uint32_t table_bytes;
@@ -50,6 +51,9 @@ struct BackendTable {
 
   int32_t (*forward)(DType dtype, const ForwardParams* params, void* stream, Sentence* sentence);
   int32_t (*backward)(DType dtype, const BackwardParams* params, void* stream, Sentence* sentence);
+
+  int32_t (*allocate_on_stream)(int64_t bytes, void* stream, void** memory, Sentence* sentence);
+  int32_t (*release_on_stream)(void* memory, void* stream, Sentence* sentence);
 };
 
 }  // namespace attentile::cuda

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The forward kernels there are, by hand, and which of them serves a call: 2 dtypes x 6 classes of
-// head_dim. Everything else is decided at run time, but for one thing: at head_dim 96 and 128 the
-// accumulators leave no registers for options, so calls without any have a kernel to themselves.
+// The forward kernels there are, by hand, and which of them serve a call: 2 dtypes x 6 classes of
+// head_dim for sequences with many queries, x 3 for those with few. Everything else is decided at
+// run time, but for one thing: at head_dim 96 and 128 the accumulators leave no registers for
+// options, so calls without any have a kernel to themselves.
 #pragma once
 
 #include <algorithm>
 
+#include "cuda/sm80/combine.h"
 #include "cuda/sm80/forward.h"
 #include "dtype.h"
 #include "problem.h"
@@ -18,9 +20,9 @@ inline bool has_options(const ForwardParams& params) {
 }
 
 // Calls visit.template operator()<Kernel>() with the kernel of a problem that check_forward()
-// accepts.
+// accepts: of sequences with many queries, and of those whose heads share tiles.
 template <class T, class Visit>
-auto with_forward_kernel_of(const ForwardParams& params, Visit visit) {
+auto with_forward_kernel(const ForwardParams& params, Visit visit) {
   const int head_dim = std::max(params.head_dim, params.head_dim_v);
   const bool options = has_options(params);
   if (head_dim <= 32) return visit.template operator()<Forward<T, 32, true>>();
@@ -32,26 +34,41 @@ auto with_forward_kernel_of(const ForwardParams& params, Visit visit) {
   if (head_dim <= 192) return visit.template operator()<Forward<T, 192, true>>();
   return visit.template operator()<Forward<T, 256, true>>();
 }
-template <class Visit>
-auto with_forward_kernel(DType dtype, const ForwardParams& params, Visit visit) {
-  return dtype == DType::kFloat16 ? with_forward_kernel_of<Float16>(params, visit)
-                                  : with_forward_kernel_of<BFloat16>(params, visit);
+template <class T, class Visit>
+auto with_packed_kernel(const ForwardParams& params, Visit visit) {
+  const int head_dim = std::max(params.head_dim, params.head_dim_v);
+  if (head_dim <= 64) return visit.template operator()<Forward<T, 64, true, true>>();
+  if (head_dim <= 128) return visit.template operator()<Forward<T, 128, true, true>>();
+  return visit.template operator()<Forward<T, 256, true, true>>();
 }
 
-// Blocks of a launch: one per tile of queries, head and batch entry. 0: nothing to do.
-template <class Kernel>
-int64_t forward_blocks(const ForwardParams& params) {
-  return ceil_div(params.max_seqlen_q, Kernel::kTileM) * params.num_heads_q * params.batch;
+// Whether the call may have sequences with many queries, and with few. Lengths of a packed batch
+// are known on the device alone: there every block asks for its own.
+inline bool may_have_many_queries(const ForwardParams& params) {
+  return !params.all_packed && params.max_seqlen_q > params.few_queries;
+}
+inline bool may_have_few_queries(const ForwardParams& params) {
+  return params.all_packed || params.max_seqlen_q <= params.few_queries ||
+         (params.cu_seqlens_q.data != nullptr && params.few_queries > 0);
 }
 
 // The launches of a forward pass, in order, as calls of launch.template operator()<Kernel>(blocks,
 // params), which says whether to go on. A GPU and the emulator differ in `launch` alone.
+template <class T, class Launch>
+bool forward_pass_of(const ForwardParams& params, Launch& launch) {
+  const auto start = [&]<class Kernel>() -> bool {
+    const int64_t blocks = Kernel::blocks(params);
+    return blocks == 0 || launch.template operator()<Kernel>(blocks, params);
+  };
+  if (may_have_many_queries(params) && !with_forward_kernel<T>(params, start)) return false;
+  if (!may_have_few_queries(params)) return true;
+  if (!with_packed_kernel<T>(params, start)) return false;
+  return params.num_splits == 1 || start.template operator()<Combine<T>>();
+}
 template <class Launch>
 bool forward_pass(DType dtype, const ForwardParams& params, Launch&& launch) {
-  return with_forward_kernel(dtype, params, [&]<class Kernel>() -> bool {
-    const int64_t blocks = forward_blocks<Kernel>(params);
-    return blocks == 0 || launch.template operator()<Kernel>(blocks, params);
-  });
+  return dtype == DType::kFloat16 ? forward_pass_of<Float16>(params, launch)
+                                  : forward_pass_of<BFloat16>(params, launch);
 }
 
 }  // namespace attentile::cuda

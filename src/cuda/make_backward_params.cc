@@ -30,6 +30,8 @@ BackwardParams make_backward_params(const Problem& p, const DeviceLimits& limits
   BackwardParams params;
   params.call = make_forward_params(p, limits);
   params.dout = make_array(p.dout);
+  const int64_t chunk = 16 / size_of(p.dtype);
+  if (p.head_dim_v % chunk != 0) params.dout.in_chunks = false;  // as v's
   params.dq = make_array(p.dq);
   params.dk = make_array(p.dk);
   params.dv = make_array(p.dv);

@@ -59,6 +59,28 @@ ScoreParams make_score(const Problem& p) {
   return score;
 }
 
+// Whether the tiles of many queries do not fit into shared memory, and those of few do.
+bool packs_all(const Problem& p, const DeviceLimits& limits) {
+  return std::max(p.head_dim, p.head_dim_v) > 192 &&
+         limits.shared_bytes_per_block < kLargestSharedBytes;
+}
+
+// By nothing that differs between the rows of a call: a sequence's own lengths, the size of a group
+// and the GPU. Partial results are then at most a quarter of the keys and values in size, up to 16
+// heads a group.
+void choose_splits(const Problem& p, const DeviceLimits& limits, ForwardParams& params) {
+  constexpr int64_t kTileRows = 64;
+  constexpr int64_t kLeastFew = 16;
+  constexpr int32_t kManySms = 64;
+  params.few_queries =
+      static_cast<int32_t>(std::max(kLeastFew, kTileRows / std::max<int64_t>(p.group_size, 1)));
+  params.split_keys = limits.num_sms < kManySms ? 1024 : 512;
+  if (!p.varlen && p.max_seqlen_q > params.few_queries) return;
+  const int64_t phase = p.dropout.enabled ? p.dropout.key_base & 31 : 0;
+  params.num_splits = static_cast<int32_t>(
+      std::max<int64_t>(1, ceil_div(p.max_seqlen_k + phase, params.split_keys)));
+}
+
 Status unsupported(const std::string& what) {
   return Status(StatusCode::kUnsupported, what);
 }
@@ -74,11 +96,15 @@ Status check_forward(const Problem& p, const DeviceLimits& limits) {
     return unsupported("head_dim: is " + std::to_string(p.head_dim) + " and head_dim_v " +
                        std::to_string(p.head_dim_v) + ", but the CUDA kernels take at most 256");
   }
-  if (std::max(p.head_dim, p.head_dim_v) > 192 && limits.shared_bytes_per_block < 131616) {
-    return unsupported(
-        "head_dim: is above 192, which takes 131,616 bytes of shared memory, but a "
-        "block of this GPU has " +
-        std::to_string(limits.shared_bytes_per_block));
+  if (limits.shared_bytes_per_block < kSharedBytes) {
+    return unsupported("device: a block has " + std::to_string(limits.shared_bytes_per_block) +
+                       " bytes of shared memory, but the CUDA kernels need " +
+                       std::to_string(kSharedBytes));
+  }
+  if (packs_all(p, limits) && p.max_seqlen_q > kMostRows / p.group_size) {
+    return unsupported("q: seqlen_q is " + std::to_string(p.max_seqlen_q) + " with " +
+                       std::to_string(p.group_size) +
+                       " heads a group, together beyond 2^31 - 1024");
   }
   if (p.block_mask.present) {
     return unsupported("block_mask: is given, but the CUDA kernels have no block patterns");
@@ -93,7 +119,7 @@ Status check_forward(const Problem& p, const DeviceLimits& limits) {
   return Status();
 }
 
-ForwardParams make_forward_params(const Problem& p, const DeviceLimits&) {
+ForwardParams make_forward_params(const Problem& p, const DeviceLimits& limits) {
   ForwardParams params;
   params.batch = static_cast<int32_t>(p.batch);
   params.num_heads_q = static_cast<int32_t>(p.num_heads_q);
@@ -114,6 +140,10 @@ ForwardParams make_forward_params(const Problem& p, const DeviceLimits&) {
   params.mask = make_array(p.mask);
   params.sink = make_array(p.sink);
   params.alibi_slopes = make_array(p.alibi_slopes);
+  // Tiles of these are filled in whole chunks, or else element by element.
+  const int64_t chunk = 16 / size_of(p.dtype);
+  if (p.head_dim % chunk != 0) params.q.in_chunks = params.k.in_chunks = false;
+  if (p.head_dim_v % chunk != 0) params.v.in_chunks = false;
   params.packed_q = p.varlen;
   params.cu_seqlens_q = make_index(p.cu_seqlens_q);
   params.cu_seqlens_k = make_index(p.cu_seqlens_k);
@@ -132,11 +162,13 @@ ForwardParams make_forward_params(const Problem& p, const DeviceLimits&) {
   params.score = make_score(p);
   params.dropout = p.dropout;
   params.kept_scale = static_cast<float>(p.dropout.enabled ? p.dropout.scale : 1.0);
+  params.all_packed = packs_all(p, limits);
+  choose_splits(p, limits, params);
   return params;
 }
 
-int64_t forward_workspace_bytes(const Problem&, const DeviceLimits&) {
-  return 0;
+int64_t forward_workspace_bytes(const Problem& problem, const DeviceLimits& limits) {
+  return partial_bytes(make_forward_params(problem, limits));
 }
 
 }  // namespace attentile::cuda

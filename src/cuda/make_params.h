@@ -9,6 +9,11 @@
 
 namespace attentile::cuda {
 
+// Shared memory that a block of any call takes at most: on a GPU that has less than the first, the
+// kernels for long sequences do without.
+inline constexpr int32_t kLargestSharedBytes = 131616;
+inline constexpr int32_t kSharedBytes = 98848;
+
 // One tensor of a Problem.
 ArrayParams make_array(const Array4& array);
 

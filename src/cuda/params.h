@@ -16,7 +16,8 @@ struct ArrayParams {
   char* data = nullptr;
   int64_t stride[4] = {};
   bool is_float32 = false;  // else of q's dtype; of bias alone
-  bool in_chunks = false;   // its rows are contiguous and begin at multiples of 16 bytes
+  bool in_chunks =
+      false;  // its rows are contiguous, whole chunks, and begin at multiples of 16 bytes
 };
 
 // A one-dimensional int32 array. Absent: data = null.
@@ -71,7 +72,32 @@ struct ForwardParams {
   Dropout dropout;
   float kept_scale = 1;  // 1 / (1 - p)
 
+  // Sequences of at most few_queries queries: the heads of a group share tiles, and the keys are
+  // divided among num_splits blocks, split_keys each. all_packed: longer ones share tiles too.
+  int32_t few_queries = 0;
+  int32_t split_keys = 0;
+  int32_t num_splits = 1;
+  bool all_packed = false;
+
   char* workspace = nullptr;  // the caller's device memory, at a multiple of 16 bytes
 };
+
+// The most queries of a sequence whose heads share tiles.
+constexpr int32_t most_packed_queries(const ForwardParams& p) {
+  return p.all_packed || p.max_seqlen_q < p.few_queries ? p.max_seqlen_q : p.few_queries;
+}
+
+// What the splits leave in the workspace: of each row (batch entry, head, query) and split columns
+// of O and two numbers, float32.
+constexpr int64_t partial_rows(const ForwardParams& p) {
+  return int64_t{p.batch} * p.num_heads_q * most_packed_queries(p);
+}
+constexpr int32_t partial_columns(const ForwardParams& p) {
+  return static_cast<int32_t>(round_up(p.head_dim_v, 4));
+}
+constexpr int64_t partial_bytes(const ForwardParams& p) {
+  if (p.num_splits == 1) return 0;
+  return partial_rows(p) * p.num_splits * (4 * int64_t{partial_columns(p)} + 8);
+}
 
 }  // namespace attentile::cuda

@@ -52,7 +52,7 @@ static_assert(offsetof(attentile_attention_gradients, dv) == 40);
 static_assert(offsetof(attentile_attention_gradients, dbias) == 48);
 static_assert(offsetof(attentile_attention_gradients, dsink) == 56);
 
-static_assert(sizeof(attentile_options) == 160);
+static_assert(sizeof(attentile_options) == 176);
 static_assert(offsetof(attentile_options, has_softmax_scale) == 8);
 static_assert(offsetof(attentile_options, has_position_offset) == 12);
 static_assert(offsetof(attentile_options, softmax_scale) == 16);
@@ -75,6 +75,8 @@ static_assert(offsetof(attentile_options, block_size_k) == 136);
 static_assert(offsetof(attentile_options, algorithm) == 144);
 static_assert(offsetof(attentile_options, isa) == 148);
 static_assert(offsetof(attentile_options, fast_memory_bytes) == 152);
+static_assert(offsetof(attentile_options, max_seqlen_q) == 160);
+static_assert(offsetof(attentile_options, max_seqlen_k) == 168);
 
 static_assert(sizeof(attentile_executor) == 40);
 static_assert(offsetof(attentile_executor, context) == 8);

@@ -108,6 +108,24 @@ TEST_F(CApiCall, EqualsTheCppCallBitForBit) {
   EXPECT_EQ(std::memcmp(expected.data(), out_data.data(), expected.size() * sizeof(float)), 0);
 }
 
+// A caller compiled before options had max_seqlen_q and max_seqlen_k: they are 0, whatever follows.
+TEST_F(CApiCall, OptionsOfTheFirstVersion) {
+  options.struct_size = 160;
+  options.max_seqlen_q = options.max_seqlen_k = -7;
+  EXPECT_EQ(attentile_attention_forward(&inputs, &outputs, &options, nullptr), ATTENTILE_OK)
+      << attentile_last_error();
+  options.struct_size = 159;
+  EXPECT_EQ(attentile_attention_forward(&inputs, &outputs, &options, nullptr),
+            ATTENTILE_INVALID_ARGUMENT);
+  EXPECT_STREQ(attentile_last_error(),
+               "options: struct_size is 159, but it must be in [160, 4096]");
+  options = ATTENTILE_OPTIONS_INIT;
+  options.max_seqlen_q = -7;
+  EXPECT_EQ(attentile_attention_forward(&inputs, &outputs, &options, nullptr),
+            ATTENTILE_INVALID_ARGUMENT);
+  EXPECT_STREQ(attentile_last_error(), "max_seqlen_q: is -7, but it must be at least 0");
+}
+
 // A caller compiled against a later version: larger structs are fine while the rest is zero.
 TEST_F(CApiCall, LargerStructsWithZeroTails) {
   struct {
@@ -121,7 +139,7 @@ TEST_F(CApiCall, LargerStructsWithZeroTails) {
   EXPECT_EQ(attentile_attention_forward(&inputs, &outputs, &newer.known, nullptr),
             ATTENTILE_INVALID_ARGUMENT);
   EXPECT_STREQ(attentile_last_error(),
-               "options: struct_size is 184 with byte 181 not 0, but this version knows only 160 "
+               "options: struct_size is 200 with byte 197 not 0, but this version knows only 176 "
                "bytes");
   struct {
     attentile_tensor known;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The three entry points: each runs a case forward (and backward) and hands back what it wrote.
+// The entry points: each runs a case forward (and backward) and hands back what it wrote.
 #pragma once
 
 #include <string>
@@ -21,6 +21,9 @@ EntryResult run_cpp(const Case& c, const Oracle& oracle, const Cell& cell, uint6
 EntryResult run_c(const Case& c, const Oracle& oracle, const Cell& cell, uint64_t layout_seed);
 EntryResult run_cli(const Case& c, const Oracle& oracle, const Cell& cell, uint64_t layout_seed,
                     const std::string& cli_path);
+
+// On the device of cuda::backend(): kUnavailable where there is none.
+EntryResult run_device(const Case& c, const Oracle& oracle, const Cell& cell, uint64_t layout_seed);
 
 // False for a case that `attentile attend` has no flags for.
 bool cli_can_express(const Case& c);

@@ -80,6 +80,7 @@ std::string cell_name(const Case& c, const Cell& cell) {
 
 // Runs that cell alone.
 std::string command_of(const Cell& cell, const std::string& name) {
+  if (cell.entry == Entry::kDevice) return "attentile verify --device cuda --filter " + name;
   if (cell.entry != Entry::kEmulator) return "attentile verify --filter " + name;
   return "ATTENTILE_FILTER=" + name +
          " build/release/tests/attentile_cuda_tests --gtest_filter='*Table.*'";
@@ -274,6 +275,7 @@ class Table {
       case Entry::kC: return run_c(c, oracle, cell, seed);
       case Entry::kCli: return run_cli(c, oracle, cell, seed, options_.cli_path);
       case Entry::kEmulator: return options_.emulator(c, oracle, cell, seed);
+      case Entry::kDevice: return run_device(c, oracle, cell, seed);
     }
     return {};
   }
@@ -300,6 +302,7 @@ const char* to_string(Entry entry) {
     case Entry::kC: return "c";
     case Entry::kCli: return "cli";
     case Entry::kEmulator: return "emulator";
+    case Entry::kDevice: return "device";
   }
   return "unknown";
 }

@@ -14,7 +14,7 @@
 
 namespace attentile::conformance {
 
-enum class Entry { kCpp, kC, kCli, kEmulator };
+enum class Entry { kCpp, kC, kCli, kEmulator, kDevice };
 
 const char* to_string(Entry entry);
 
@@ -43,8 +43,8 @@ struct Options {
   bool generated = true;  // the generated ones
   bool product = false;   // every entry x algorithm x ISA of each case, else a sample of them
   bool dry = false;       // count the cells that would run, run none
-  // key=value pairs joined by '/': case (a seed or a name), entry (cpp, c, cli, emulator),
-  // algorithm, isa, dtype, tier. With a filter every matching cell runs, sampled or not.
+  // key=value pairs joined by '/': case (a seed or a name), entry (cpp, c, cli, emulator,
+  // device), algorithm, isa, dtype, tier. With a filter every matching cell runs, sampled or not.
   std::string filter;
   std::vector<Isa> isas;              // empty: all that this machine has
   std::vector<Algorithm> algorithms;  // empty: standard, flash1, flash2

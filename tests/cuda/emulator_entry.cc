@@ -4,6 +4,7 @@
 
 #include "conformance/call.h"
 #include "cuda/emulator/forward.h"
+#include "cuda/make_params.h"
 #include "cuda/support.h"
 #include "validate.h"
 
@@ -49,12 +50,25 @@ void register_call(Device& device, const AttentionInputs& inputs, const Attentio
 
 Status emulate_forward(const AttentionInputs& inputs, const AttentionOutputs& outputs,
                        const AttentionOptions& options, const emulator::Options& device_options,
-                       emulator::Report* report) {
+                       emulator::Report* report, const ChangeParams& change) {
   const Result<Problem> problem = validate_forward(inputs, outputs, options, Check::kCall);
   if (!problem.ok()) return problem.status();
   Device device(device_options);
   register_call(device, inputs, outputs);
-  return emulator::run_forward(device, *problem, report);
+  if (!change) return emulator::run_forward(device, *problem, report);
+  if (Status status = check_forward(*problem); !status.ok()) return status;
+  ForwardParams params = make_forward_params(*problem);
+  change(params);
+  const Report done = emulator::run_forward(device, problem->dtype, params);
+  if (report != nullptr) *report = done;
+  return done.clean() ? Status() : Status(StatusCode::kInternal, done.text());
+}
+
+ChangeParams split_by(int32_t keys) {
+  return [keys](ForwardParams& params) {
+    params.split_keys = keys;
+    params.num_splits = static_cast<int32_t>(ceil_div(int64_t{params.max_seqlen_k} + 31, keys));
+  };
 }
 
 conformance::EntryResult run_emulator(const conformance::Case& c, const conformance::Oracle& oracle,
@@ -67,7 +81,9 @@ conformance::EntryResult run_emulator(const conformance::Case& c, const conforma
                                     .block_order = kBlockOrders[layout_seed / 32 % 3],
                                     .seed = layout_seed};
   conformance::EntryResult result;
-  result.status = emulate_forward(call.inputs(), call.outputs(), options_of(c), device);
+  const ChangeParams change = layout_seed / 128 % 2 == 0 ? ChangeParams() : split_by(64);
+  result.status =
+      emulate_forward(call.inputs(), call.outputs(), options_of(c), device, nullptr, change);
   if (!result.status.ok()) return result;
   result.damage = call.damage();
   result.results = call.results();

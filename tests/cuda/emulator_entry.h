@@ -2,9 +2,12 @@
 // The emulated GPU as one more entry point of the conformance table, and as a call on views.
 #pragma once
 
+#include <functional>
+
 #include "attentile/attention.h"
 #include "conformance/entry.h"
 #include "cuda/emulator/device.h"
+#include "cuda/params.h"
 
 namespace attentile::cuda::test {
 
@@ -16,10 +19,15 @@ void register_view(emulator::Device& device, const TensorView& view,
 void register_call(emulator::Device& device, const AttentionInputs& inputs,
                    const AttentionOutputs& outputs);
 
-// A forward call on an emulated device that knows the memory of these views and no other.
+// A forward call on an emulated device that knows the memory of these views and no other. `change`
+// may choose other kernels and splits than the plan did.
+using ChangeParams = std::function<void(ForwardParams&)>;
 Status emulate_forward(const AttentionInputs& inputs, const AttentionOutputs& outputs,
                        const AttentionOptions& options, const emulator::Options& device_options,
-                       emulator::Report* report = nullptr);
+                       emulator::Report* report = nullptr, const ChangeParams& change = {});
+
+// Splits of `keys` keys, a multiple of 64, of sequences that have few queries.
+ChangeParams split_by(int32_t keys);
 
 // The forward pass of a cell; schedule, completion and order of blocks differ from cell to cell.
 conformance::EntryResult run_emulator(const conformance::Case& c, const conformance::Oracle& oracle,

@@ -122,7 +122,7 @@ TEST(Forward, BothKernelsOfAClassGiveTheSameBits) {
     Device device;
     register_call(device, call.inputs(), call.outputs());
     const ForwardParams params = make_forward_params(*problem);
-    const uint32_t blocks = static_cast<uint32_t>(forward_blocks<Kernel>(params));
+    const uint32_t blocks = static_cast<uint32_t>(Kernel::blocks(params));
     const Report report = device.launch<Kernel>({blocks}, Kernel::kSharedBytes, params);
     EXPECT_TRUE(report.clean()) << report.text();
     return call.results();

@@ -42,7 +42,6 @@ struct Mistake {
   const char* name;
   void (*make)(attentile_tensor& t);
   std::string (*sentence)(const attentile_tensor& t);  // of the spoilt tensor
-  int32_t code = ATTENTILE_INVALID_ARGUMENT;
 };
 
 const Mistake kMistakes[] = {
@@ -56,11 +55,6 @@ const Mistake kMistakes[] = {
      [](const attentile_tensor&) -> std::string {
        return "dtype is -2147483648, but it must be in [0, 6]";
      }},
-    {"device_cuda", [](attentile_tensor& t) { t.device = ATTENTILE_CUDA; },
-     [](const attentile_tensor&) -> std::string {
-       return "device is cuda, but this build computes on cpu only";
-     },
-     ATTENTILE_UNSUPPORTED},
     {"device_unknown", [](attentile_tensor& t) { t.device = 7; },
      [](const attentile_tensor&) -> std::string {
        return "device is 7, but it must be 0 (cpu) or 1 (cuda)";
@@ -121,6 +115,23 @@ const Mistake kMistakes[] = {
      }},
 };
 
+// One tensor on a GPU, the others not; k is the first after q.
+BadCall on_another_device(const std::string& name) {
+  const bool first = name == "q";
+  return {.name = name + "_device_cuda",
+          .base = base_of(name),
+          .spoil =
+              [name](SampleCall& c) {
+                c.give(name.c_str());
+                if (name == "dbias") c.give("bias");
+                if (name == "dsink") c.give("sink");
+                tensor_of(c, name).device = ATTENTILE_CUDA;
+              },
+          .code = ATTENTILE_INVALID_ARGUMENT,
+          .sentence = first ? "k: device is cpu, but q is on cuda"
+                            : name + ": device is cuda, but q is on cpu"};
+}
+
 }  // namespace
 
 std::vector<BadCall> bad_views() {
@@ -128,6 +139,7 @@ std::vector<BadCall> bad_views() {
   SampleCall names(Base::kDense);
   for (const SampleCall::Slot& slot : names.slots()) {
     const std::string name = slot.name;
+    cases.push_back(on_another_device(name));
     for (const Mistake& mistake : kMistakes) {
       const bool bytes = size_of(static_cast<DType>(slot.tensor->dtype)) == 1;
       if (bytes && std::string(mistake.name) == "data_misaligned") continue;
@@ -143,7 +155,7 @@ std::vector<BadCall> bad_views() {
                              if (name == "dsink") c.give("sink");
                              make(tensor_of(c, name));
                            },
-                       .code = mistake.code,
+                       .code = ATTENTILE_INVALID_ARGUMENT,
                        .sentence = name + ": " + mistake.sentence(spoilt)});
     }
   }

@@ -32,6 +32,21 @@ ATTENTILE_DEVICE void cp_async(SharedAddress destination, const void* source,
 #endif
 }
 
+// cp.async.cg of 16 bytes, or 16 zeros where there is nothing to read: `source` may then be
+// anything. One instruction, where a count of bytes that only run time knows takes ten.
+ATTENTILE_DEVICE void cp_async_if(SharedAddress destination, const void* source, bool present,
+                                  [[maybe_unused]] Site site = Site::here()) {
+#if ATTENTILE_PTX
+  asm volatile(
+      "{.reg .pred absent; setp.eq.u32 absent, %2, 0;"
+      " cp.async.cg.shared.global [%0], [%1], 16, absent;}" ::"r"(destination.byte),
+      "l"(__cvta_generic_to_global(source)), "r"(static_cast<uint32_t>(present))
+      : "memory");
+#else
+  emulator::cp_async(destination.byte, source, {16, present ? 16u : 0u}, site);
+#endif
+}
+
 // cp.async.commit_group
 ATTENTILE_DEVICE void cp_async_commit_group([[maybe_unused]] Site site = Site::here()) {
 #if ATTENTILE_PTX

@@ -55,6 +55,13 @@ struct SharedTile {
   constexpr SharedAddress at(uint32_t row, uint32_t column) const {
     return base + offset(row, column);
   }
+  // From the place of (row, column) to that of (row, column + step): for a step that is a multiple
+  // of a power of two beyond column.
+  static constexpr SharedAddress columns_on(SharedAddress place, uint32_t step) {
+    const uint32_t bytes = step * static_cast<uint32_t>(sizeof(T));
+    return SharedAddress{place.byte ^ (bytes % kPanelBytes)} +
+           bytes / kPanelBytes * (kRows * kPanelBytes);
+  }
 };
 
 }  // namespace attentile::cuda

@@ -2,24 +2,36 @@
 // The forward pass on the emulated GPU: the kernel table, compiled for the host.
 #include "cuda/emulator/forward.h"
 
+#include "cuda/emulator/workspace.h"
 #include "cuda/forward_kernels.h"
 #include "cuda/make_params.h"
 
 namespace attentile::cuda::emulator {
 
-Status run_forward(Device& device, const Problem& problem, Report* report) {
-  if (Status status = check_forward(problem); !status.ok()) return status;
-  const ForwardParams params = make_forward_params(problem);
-  Report result;
-  result.completed = true;  // nothing to do is done
-  forward_pass(problem.dtype, params, [&]<class Kernel>(int64_t blocks, const auto& kernel_params) {
-    result =
-        device.launch<Kernel>({static_cast<uint32_t>(blocks)}, Kernel::kSharedBytes, kernel_params);
-    return result.clean();
+Status run_forward(Device& device, const Problem& problem, Report* report,
+                   const DeviceLimits& limits) {
+  if (Status status = check_forward(problem, limits); !status.ok()) return status;
+  const Report all = run_forward(device, problem.dtype, make_forward_params(problem, limits));
+  if (report != nullptr) *report = all;
+  if (all.clean()) return Status();
+  return Status(StatusCode::kInternal, "emulator: the launch was not clean\n" + all.text());
+}
+
+Report run_forward(Device& device, DType dtype, ForwardParams params) {
+  Workspace workspace(device, partial_bytes(params));
+  params.workspace = workspace.data();
+  return start_forward(device, dtype, params);
+}
+
+Report start_forward(Device& device, DType dtype, const ForwardParams& params) {
+  Report all;
+  all.completed = true;  // nothing to do is done
+  forward_pass(dtype, params, [&]<class Kernel>(int64_t blocks, const auto& kernel_params) {
+    all.add(device.launch<Kernel>({static_cast<uint32_t>(blocks)}, Kernel::kSharedBytes,
+                                  kernel_params));
+    return all.clean();
   });
-  if (report != nullptr) *report = result;
-  if (result.clean()) return Status();
-  return Status(StatusCode::kInternal, "emulator: the launch was not clean\n" + result.text());
+  return all;
 }
 
 }  // namespace attentile::cuda::emulator

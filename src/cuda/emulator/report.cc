@@ -66,6 +66,15 @@ void Counters::add(const Counters& other) {
   collectives += other.collectives;
 }
 
+void Report::add(const Report& later) {
+  findings.insert(findings.end(), later.findings.begin(), later.findings.end());
+  total.add(later.total);
+  for (const auto& [line, counters] : later.lines) lines[line].add(counters);
+  switches += later.switches;
+  instructions += later.instructions;
+  completed = completed && later.completed;
+}
+
 const Finding* Report::find(Fault fault) const {
   for (const Finding& finding : findings) {
     if (finding.fault == fault) return &finding;

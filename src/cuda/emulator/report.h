@@ -87,6 +87,7 @@ struct Report {
   uint64_t instructions = 0;  // wrapper calls that the emulator saw
   bool completed = false;     // every thread reached its end
 
+  void add(const Report& later);  // of a launch after this one
   bool clean() const { return completed && findings.empty(); }
   bool has(Fault fault) const { return find(fault) != nullptr; }
   const Finding* find(Fault fault) const;

@@ -14,11 +14,12 @@ namespace attentile::cuda {
 
 // Where a tile of scores stands, and which of it is this thread's.
 struct TileOrigin {
-  int32_t q0 = 0;  // its first query
+  int32_t q0 = 0;  // its first row
   int32_t k0 = 0;  // its first key; may be negative
   uint32_t lane = 0;
 
-  // This thread's query in row `half` (of two) of a row tile, and its key, counted from k0.
+  // This thread's row `half` (of two) of a row tile, a query of a head, and its key, counted from
+  // k0.
   ATTENTILE_DEVICE int32_t query(int row_tile, int half) const {
     return q0 + 16 * row_tile + 8 * half + static_cast<int32_t>(lane / 4);
   }
@@ -32,7 +33,7 @@ struct ScoreTile {
   TileOrigin at;
   Accumulator value[kRowTiles][kKeyTiles];  // [16 kRowTiles, 8 kKeyTiles]
 
-  // visit(query, for_keys) for each of this thread's rows, one after the other, where
+  // visit(row, for_keys) for each of this thread's rows, one after the other, where
   // for_keys(change) calls change(key, value) for each of its keys, counted from k0.
   template <class Visit>
   ATTENTILE_DEVICE void for_rows(Visit visit) {
@@ -61,23 +62,28 @@ ATTENTILE_DEVICE KeySpan band_span(const NarrowBand& band, int32_t query, int32_
   return {band.lo(query) - k0, band.hi(query) - k0};
 }
 
-// Whether the boolean mask shows key k0 + key, which exists, to a query, which exists.
-template <bool kHasMask>
-ATTENTILE_DEVICE bool mask_shows(const ForwardParams& p, const BlockTask& task, int32_t query,
-                                 int32_t key) {
-  if (!kHasMask || p.mask.data == nullptr) return true;
-  const uint8_t* row = element<uint8_t>(p.mask, task.b, task.h, query);
-  return ld_global_nc(row + int64_t{key} * p.mask.stride[3]) != 0;
+// Row of an array (batch, head, query, key), its first key.
+template <class T, class Task>
+ATTENTILE_DEVICE const T* score_row(const ForwardParams& p, const ArrayParams& array,
+                                    const Task& task, int32_t row) {
+  return element<T>(array, task.b, head_of(p, task, row), query_of(p, task, row));
 }
 
-template <class T>
-ATTENTILE_DEVICE float load_bias(const ForwardParams& p, const BlockTask& task, int32_t query,
+// Whether the boolean mask shows a key, which exists, to a row, which exists.
+template <bool kHasMask, class Task>
+ATTENTILE_DEVICE bool mask_shows(const ForwardParams& p, const Task& task, int32_t row,
+                                 int32_t key) {
+  if (!kHasMask || p.mask.data == nullptr) return true;
+  const uint8_t* keys = score_row<uint8_t>(p, p.mask, task, row);
+  return ld_global_nc(keys + int64_t{key} * p.mask.stride[3]) != 0;
+}
+
+template <class T, class Task>
+ATTENTILE_DEVICE float load_bias(const ForwardParams& p, const Task& task, int32_t row,
                                  int32_t key) {
   const int64_t column = int64_t{key} * p.bias.stride[3];
-  if (p.bias.is_float32) {
-    return ld_global_nc(element<float>(p.bias, task.b, task.h, query) + column);
-  }
-  return to_f32(ld_global_nc(element<T>(p.bias, task.b, task.h, query) + column));
+  if (p.bias.is_float32) return ld_global_nc(score_row<float>(p, p.bias, task, row) + column);
+  return to_f32(ld_global_nc(score_row<T>(p, p.bias, task, row) + column));
 }
 
 // -slope * |query + offset - key| of ALiBi: its slope, and query + offset.
@@ -85,12 +91,13 @@ struct AlibiRow {
   float slope;
   int64_t position;
 };
-ATTENTILE_DEVICE AlibiRow alibi_row(const ForwardParams& p, const BlockTask& task, int32_t query) {
+template <class Task>
+ATTENTILE_DEVICE AlibiRow alibi_row(const ForwardParams& p, const Task& task, int32_t row) {
   // Beyond these ends a distance is beyond float32's whole numbers by far.
   constexpr int64_t kFar = int64_t{1} << 62;
   const int64_t offset = position_offset(p, task.seqlen_q, task.band.seqlen_k);
-  return {ld_global_nc(element<float>(p.alibi_slopes, task.b, task.h, 0)),
-          query + clamp64(offset, -kFar, kFar)};
+  return {ld_global_nc(element<float>(p.alibi_slopes, task.b, head_of(p, task, row), 0)),
+          query_of(p, task, row) + clamp64(offset, -kFar, kFar)};
 }
 ATTENTILE_DEVICE float add_alibi(const AlibiRow& row, int32_t key, float x) {
   const int64_t distance = row.position - key;
@@ -98,62 +105,63 @@ ATTENTILE_DEVICE float add_alibi(const AlibiRow& row, int32_t key, float x) {
 }
 
 // Dot products -> logits. Elements beyond the queries and keys that exist get anything.
-template <class T, int kRowTiles, int kKeyTiles>
-ATTENTILE_DEVICE void add_terms(const ForwardParams& p, const BlockTask& task,
+template <class T, class Task, int kRowTiles, int kKeyTiles>
+ATTENTILE_DEVICE void add_terms(const ForwardParams& p, const Task& task,
                                 ScoreTile<kRowTiles, kKeyTiles>& s) {
-  s.for_rows([&](int32_t query, auto for_keys) {
+  s.for_rows([&](int32_t row, auto for_keys) {
     for_keys([&](int, float& x) {
       x = mul_rn(x, p.score.logit);
       if (p.score.softcap > 0) x = mul_rn(tanh_rn(x), p.score.softcap);
     });
-    if (p.bias.data != nullptr && query < task.q_end) {
+    if (p.bias.data != nullptr && row < task.q_end) {
       for_keys([&](int key, float& x) {
         if (s.at.k0 + key < 0 || s.at.k0 + key >= task.band.seqlen_k) return;
-        x = add_rn(x, load_bias<T>(p, task, query, s.at.k0 + key));
+        x = add_rn(x, load_bias<T>(p, task, row, s.at.k0 + key));
       });
     }
     if (p.alibi_slopes.data != nullptr) {
-      const AlibiRow row = alibi_row(p, task, query);
-      for_keys([&](int key, float& x) { x = add_alibi(row, s.at.k0 + key, x); });
+      const AlibiRow alibi = alibi_row(p, task, row);
+      for_keys([&](int key, float& x) { x = add_alibi(alibi, s.at.k0 + key, x); });
     }
   });
 }
 
 // -inf where a query does not see a key.
-template <bool kHasMask, int kRowTiles, int kKeyTiles>
-ATTENTILE_DEVICE void hide_scores(const ForwardParams& p, const BlockTask& task,
+template <bool kHasMask, class Task, int kRowTiles, int kKeyTiles>
+ATTENTILE_DEVICE void hide_scores(const ForwardParams& p, const Task& task,
                                   ScoreTile<kRowTiles, kKeyTiles>& s) {
-  s.for_rows([&](int32_t query, auto for_keys) {
-    const KeySpan span = band_span(task.band, query, s.at.k0);
+  s.for_rows([&](int32_t row, auto for_keys) {
+    const KeySpan span = band_span(task.band, query_of(p, task, row), s.at.k0);
     for_keys([&](int key, float& x) { x = key >= span.lo && key < span.hi ? x : -kInfinity; });
-    if (!kHasMask || p.mask.data == nullptr || query >= task.q_end) return;
+    if (!kHasMask || p.mask.data == nullptr || row >= task.q_end) return;
     for_keys([&](int key, float& x) {
       if (key < span.lo || key >= span.hi) return;
-      if (!mask_shows<true>(p, task, query, s.at.k0 + key)) x = -kInfinity;
+      if (!mask_shows<true>(p, task, row, s.at.k0 + key)) x = -kInfinity;
     });
   });
 }
 
 // Weights -> 0 where dropout drops them. k0 + key_base is a multiple of 32.
-template <int kRowTiles, int kKeyTiles>
-ATTENTILE_DEVICE void drop_weights(const ForwardParams& p, const BlockTask& task,
+template <class Task, int kRowTiles, int kKeyTiles>
+ATTENTILE_DEVICE void drop_weights(const ForwardParams& p, const Task& task,
                                    ScoreTile<kRowTiles, kKeyTiles>& s) {
   static_assert(kKeyTiles % 4 == 0);
   const Dropout& dropout = p.dropout;
-  const uint32_t stream = dropout.stream(task.b, task.h);
   const uint64_t first =
       static_cast<uint64_t>(int64_t{s.at.k0}) + static_cast<uint64_t>(dropout.key_base);
   ATTENTILE_UNROLL
   for (int m = 0; m < kRowTiles; ++m) {
     ATTENTILE_UNROLL
     for (int half = 0; half < 2; ++half) {
-      const uint32_t row = dropout.row(opaque(s.at.query(m, half)));
+      const int32_t row = opaque(s.at.query(m, half));
+      const uint32_t query = dropout.row(query_of(p, task, row));
+      const uint32_t stream = dropout.stream(task.b, head_of(p, task, row));
       ATTENTILE_UNROLL
       for (int group = 0; group < kKeyTiles / 4; ++group) {
         const uint32_t column =
             Dropout::column(first + 32 * static_cast<uint64_t>(group)) + s.at.lane % 4;
-        const Philox4 random =
-            philox4x32_10({{column, row, stream, dropout.offset_low}}, dropout.key0, dropout.key1);
+        const Philox4 random = philox4x32_10({{column, query, stream, dropout.offset_low}},
+                                             dropout.key0, dropout.key1);
         ATTENTILE_UNROLL
         for (int word = 0; word < 4; ++word) {
           float* pair = &s.value[m][4 * group + word].value[2 * half];

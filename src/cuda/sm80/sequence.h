@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// What one block works on: a tile of queries of one head of one batch entry, and the keys that some
-// of them see. Index arrays lie in device memory and nobody has checked them: whatever they hold,
-// every row that follows from them lies inside its tensor.
+// What one block works on: a tile of queries of one batch entry, and the keys that some of them
+// see. Its rows are the queries of one head, or, packed, of all heads of a group, which read the
+// same keys: row r is then query r / group_size of head r % group_size of the group. Index arrays
+// lie in device memory and nobody has checked them: whatever they hold, every row that follows from
+// them lies inside its tensor.
 #pragma once
 
 #include <bit>
@@ -14,9 +16,9 @@ namespace attentile::cuda {
 struct BlockTask {
   uint32_t warp = 0;    // this warp's number in the block
   int32_t b = 0;        // batch entry
-  int32_t h = 0;        // query head
+  int32_t h = 0;        // query head; packed: unused
   int32_t kv_h = 0;     // KV head
-  int32_t q_begin = 0;  // queries [q_begin, q_end) of the sequence; empty: nothing to do
+  int32_t q_begin = 0;  // rows [q_begin, q_end) of the sequence; empty: nothing to do
   int32_t q_end = 0;
   int32_t seqlen_q = 0;
   int32_t batch_k = 0;  // index into the first dimension of k and v, unless paged
@@ -25,13 +27,35 @@ struct BlockTask {
   int32_t k_begin = 0;  // keys [k_begin, k_end) are those that some query of the tile sees
   int32_t k_end = 0;
   NarrowBand band;
-  int32_t padding = 0;
+  int32_t split = kUnsplit;  // which part of the sequence's keys, where they are in parts
+
+  static constexpr int32_t kUnsplit = -1;
 };
+struct PackedTask : BlockTask {};
+
+// The query and the head of a row.
+template <class Task>
+ATTENTILE_DEVICE int32_t query_of(const ForwardParams&, const Task&, int32_t row) {
+  return row;
+}
+template <class Task>
+ATTENTILE_DEVICE int32_t head_of(const ForwardParams&, const Task& task, int32_t) {
+  return task.h;
+}
+ATTENTILE_DEVICE int32_t query_of(const ForwardParams& p, const PackedTask&, int32_t row) {
+  return static_cast<int32_t>(static_cast<uint32_t>(row) / static_cast<uint32_t>(p.group_size));
+}
+ATTENTILE_DEVICE int32_t head_of(const ForwardParams& p, const PackedTask& task, int32_t row) {
+  const uint32_t group_size = static_cast<uint32_t>(p.group_size);
+  return static_cast<int32_t>(static_cast<uint32_t>(task.kv_h) * group_size +
+                              static_cast<uint32_t>(row) % group_size);
+}
 
 // Where a warp keeps its task while registers are for accumulators: 64 bytes of shared memory, the
 // warp's own, from which the task is loaded again for each use.
-struct TaskSlot {
-  static constexpr uint32_t kBytes = sizeof(BlockTask);
+template <class Task>
+struct SlotOf {
+  static constexpr uint32_t kBytes = sizeof(Task);
   struct Words {
     Packed<4> part[kBytes / 16];
   };
@@ -39,7 +63,7 @@ struct TaskSlot {
 
   SharedAddress at;
 
-  ATTENTILE_DEVICE void store(const BlockTask& task) const {
+  ATTENTILE_DEVICE void store(const Task& task) const {
     const Words words = std::bit_cast<Words>(task);
     if (lane_idx() == 0) {
       ATTENTILE_UNROLL
@@ -47,13 +71,14 @@ struct TaskSlot {
     }
     bar_warp_sync();
   }
-  ATTENTILE_DEVICE BlockTask load() const {
+  ATTENTILE_DEVICE Task load() const {
     Words words;
     ATTENTILE_UNROLL
     for (uint32_t i = 0; i < kBytes / 16; ++i) words.part[i] = ld_shared<Packed<4>>(at + 16 * i);
-    return std::bit_cast<BlockTask>(words);
+    return std::bit_cast<Task>(words);
   }
 };
+using TaskSlot = SlotOf<BlockTask>;
 
 ATTENTILE_DEVICE int32_t load_index(const IndexParams& array, int64_t index) {
   return ld_global_nc(array.data + index * array.stride);
@@ -102,8 +127,23 @@ ATTENTILE_DEVICE int64_t position_offset(const ForwardParams& p, int32_t seqlen_
   return p.top_left ? 0 : int64_t{seqlen_k} - seqlen_q;
 }
 
-// The task of this block. Within a head the last tile comes first: under a causal mask it is the
-// longest.
+// Where a batch entry's keys lie, and which of them its queries see.
+ATTENTILE_DEVICE void find_keys(const ForwardParams& p, BlockTask& task) {
+  const RowRange keys = key_rows(p, task.b);
+  task.row_k = keys.first;
+  task.batch_k = p.cu_seqlens_k.data != nullptr ? 0 : task.b;
+  if (p.cache_batch_idx.data != nullptr) {
+    task.batch_k = clamp32(load_index(p.cache_batch_idx, task.b), 0, p.batch_k - 1);
+  }
+  const BandMask band = {.seqlen_k = keys.length,
+                         .offset = position_offset(p, task.seqlen_q, keys.length),
+                         .window_left = p.window_left,
+                         .window_right = p.window_right};
+  task.band = narrow(band);
+}
+
+// The task of this block: rows of one head. Within a head the last tile comes first: under a causal
+// mask it is the longest.
 template <int kTileM>
 ATTENTILE_DEVICE BlockTask find_task(const ForwardParams& p) {
   const uint32_t tiles = static_cast<uint32_t>(ceil_div(p.max_seqlen_q, kTileM));
@@ -119,18 +159,8 @@ ATTENTILE_DEVICE BlockTask find_task(const ForwardParams& p) {
   task.seqlen_q = queries.length;
   task.q_end = static_cast<int32_t>(min64(task.q_begin + kTileM, queries.length));
   if (task.q_begin >= task.q_end) return task;
-  const RowRange keys = key_rows(p, task.b);
   task.row_q = queries.first;
-  task.row_k = keys.first;
-  task.batch_k = p.cu_seqlens_k.data != nullptr ? 0 : task.b;
-  if (p.cache_batch_idx.data != nullptr) {
-    task.batch_k = clamp32(load_index(p.cache_batch_idx, task.b), 0, p.batch_k - 1);
-  }
-  const BandMask band = {.seqlen_k = keys.length,
-                         .offset = position_offset(p, queries.length, keys.length),
-                         .window_left = p.window_left,
-                         .window_right = p.window_right};
-  task.band = narrow(band);
+  find_keys(p, task);
   task.k_begin = task.band.lo(task.q_begin);
   task.k_end = task.band.hi(task.q_end - 1);
   return task;

@@ -24,7 +24,7 @@ struct TileRows {
   int32_t end = 0;  // > begin
   int32_t columns = 0;
   int64_t column_stride = 1;
-  bool in_chunks = false;
+  bool in_chunks = false;  // then columns are whole chunks
 };
 
 template <class T>
@@ -51,21 +51,26 @@ struct ChunkMap {
 template <int kThreads, class T, int kRows, int kColumns>
 ATTENTILE_DEVICE void load_tile(SharedTile<T, kRows, kColumns> tile, const TileRows& rows,
                                 const T* from, int64_t row_stride) {
-  using Map = ChunkMap<kThreads, SharedTile<T, kRows, kColumns>, T>;
+  using Tile = SharedTile<T, kRows, kColumns>;
+  using Map = ChunkMap<kThreads, Tile, T>;
   const int thread = static_cast<int>(opaque(thread_idx()));
   const int first_row = thread / Map::kRowThreads;
   const int first_column = thread % Map::kRowThreads * kChunk;
-  const T* at = from + (rows.first + first_row - rows.begin) * row_stride + first_column;
+  const int first_item = rows.first + first_row - rows.begin;
+  const int num_columns = rows.columns - first_column;
+  const SharedAddress to = tile.at(first_row, first_column);
+  const T* at = from + first_item * row_stride + first_column;
+  // The swizzle repeats every 8 rows, so all places follow from the first.
+  static_assert(Map::kRowStep % 8 == 0);
   ATTENTILE_UNROLL
   for (int row = 0; row < kRows; row += Map::kRowStep, at += Map::kRowStep * row_stride) {
-    const int item = rows.first + first_row + row;
-    const int columns = item >= rows.begin && item < rows.end ? rows.columns - first_column : 0;
+    const bool present =
+        static_cast<uint32_t>(first_item + row) < static_cast<uint32_t>(rows.end - rows.begin);
     ATTENTILE_UNROLL
     for (int column = 0; column < kColumns; column += Map::kPanelColumns) {
-      const int left = 2 * (columns - column);
-      const int bytes = left < 0 ? 0 : left < 16 ? left : 16;
-      cp_async<16>(tile.at(first_row + row, first_column + column), at + column,
-                   static_cast<uint32_t>(bytes));
+      const int place = row + column / Map::kPanelColumns * kRows;
+      cp_async_if(to + static_cast<uint32_t>(place) * Tile::kPanelBytes, at + column,
+                  present && column < num_columns);
     }
   }
 }
@@ -88,7 +93,7 @@ ATTENTILE_DEVICE void load_scattered(SharedTile<T, kRows, kColumns> tile, const 
       const int left = present ? rows.columns - column : 0;
       const int count = left < 0 ? 0 : left < kChunk ? left : kChunk;
       if (rows.in_chunks) {
-        cp_async<16>(tile.at(row, column), from + column, static_cast<uint32_t>(2 * count));
+        cp_async_if(tile.at(row, column), from + column, count > 0);
       } else {
         st_shared(tile.at(row, column),
                   load_elements(from + column * rows.column_stride, count, rows.column_stride));
@@ -97,21 +102,19 @@ ATTENTILE_DEVICE void load_scattered(SharedTile<T, kRows, kColumns> tile, const 
   }
 }
 
-// Rows [0, count) of a tile part that one warp wrote, to `to`, rows `row_stride` elements apart.
-template <class T>
-struct StoreRows {
-  T* to = nullptr;
-  int64_t row_stride = 0;
-  int64_t column_stride = 1;
+// Rows [0, count) of a tile part that one warp wrote.
+struct StoredRows {
   int32_t count = 0;
   int32_t columns = 0;
+  int64_t column_stride = 1;
   bool in_chunks = false;
 };
 
-// The warp's lanes store rows [first, first + out.count) of the tile, panel by panel.
-template <class T, int kRows, int kColumns>
-ATTENTILE_DEVICE void store_rows(SharedTile<T, kRows, kColumns> tile, int first,
-                                 const StoreRows<T>& out) {
+// The warp's lanes store rows [first, first + out.count) of the tile, panel by panel, row r of them
+// to address(r).
+template <class T, int kRows, int kColumns, class Address>
+ATTENTILE_DEVICE void store_scattered(SharedTile<T, kRows, kColumns> tile, int first,
+                                      const StoredRows& out, Address address) {
   using Map = ChunkMap<kWarpSize, SharedTile<T, kRows, kColumns>, T>;
   const int lane = static_cast<int>(lane_idx());
   for (int panel = 0; panel < kColumns; panel += Map::kPanelColumns) {
@@ -119,7 +122,7 @@ ATTENTILE_DEVICE void store_rows(SharedTile<T, kRows, kColumns> tile, int first,
     if (column >= out.columns) continue;
     for (int row = lane / Map::kRowThreads; row < out.count; row += Map::kRowStep) {
       const auto values = ld_shared<Chunk<T>>(tile.at(first + row, column));
-      T* to = out.to + row * out.row_stride + column * out.column_stride;
+      T* to = address(row) + column * out.column_stride;
       if (out.in_chunks && column + kChunk <= out.columns) {
         st_global_cs(reinterpret_cast<Chunk<T>*>(to), values);
         continue;
@@ -130,6 +133,27 @@ ATTENTILE_DEVICE void store_rows(SharedTile<T, kRows, kColumns> tile, int first,
       }
     }
   }
+}
+
+// The same to `to`, rows `row_stride` elements apart.
+template <class T>
+struct StoreRows {
+  T* to = nullptr;
+  int64_t row_stride = 0;
+  int64_t column_stride = 1;
+  int32_t count = 0;
+  int32_t columns = 0;
+  bool in_chunks = false;
+};
+template <class T, int kRows, int kColumns>
+ATTENTILE_DEVICE void store_rows(SharedTile<T, kRows, kColumns> tile, int first,
+                                 const StoreRows<T>& out) {
+  store_scattered(tile, first,
+                  {.count = out.count,
+                   .columns = out.columns,
+                   .column_stride = out.column_stride,
+                   .in_chunks = out.in_chunks},
+                  [&](int32_t row) { return out.to + row * out.row_stride; });
 }
 
 }  // namespace attentile::cuda

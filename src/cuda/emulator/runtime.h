@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+// The emulated GPU as the library uses one. Its memory is host memory that one Device knows; a call
+// is over when it returns, whatever the stream; calls of several threads take turns.
+#pragma once
+
+#include <mutex>
+
+#include "cuda/emulator/device.h"
+#include "cuda/library.h"
+
+namespace attentile::cuda::emulator {
+
+struct Runtime {
+  static constexpr const char* kName = "emulator";
+
+  static int32_t device_count(int32_t* count, Sentence* sentence);
+  static int32_t device_info(int32_t device, DeviceInfo* info, Sentence* sentence);
+  static int32_t current_device(int32_t* device, Sentence* sentence);
+  static int32_t set_device(int32_t device, Sentence* sentence);
+  static int32_t allocate(int64_t bytes, void** memory, Sentence* sentence);
+  static int32_t release(void* memory, Sentence* sentence);
+  static int32_t copy_to_device(void* to, const void* from, int64_t bytes, Sentence* sentence);
+  static int32_t copy_to_host(void* to, const void* from, int64_t bytes, Sentence* sentence);
+  static int32_t synchronise(void* stream, Sentence* sentence);
+  static int32_t allocate_on_stream(int64_t bytes, void* stream, void** memory, Sentence* sentence);
+  static int32_t release_on_stream(void* memory, void* stream, Sentence* sentence);
+
+  // pass(device) starts kernels and returns the report of all.
+  template <class Pass>
+  static int32_t run(Sentence* sentence, Pass pass) {
+    return guarded(sentence, [&] { return judge(pass(device())); });
+  }
+
+ private:
+  static std::mutex& mutex();
+  static Device& device();
+  static Status judge(const Report& report);
+  static int32_t tell(const Status& status, Sentence* sentence);
+
+  // Runs body, which returns a Status, alone.
+  template <class Body>
+  static int32_t guarded(Sentence* sentence, Body body) {
+    const std::lock_guard<std::mutex> lock(mutex());
+    return tell(body(), sentence);
+  }
+};
+
+}  // namespace attentile::cuda::emulator

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// The workspace of a call on the emulated GPU.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cuda/emulator/device.h"
+#include "mask.h"
+
+namespace attentile::cuda::emulator {
+
+// Memory for the length of a call, at a multiple of 16 bytes: as on a GPU, nobody has filled it.
+class Workspace {
+ public:
+  Workspace(Device& device, int64_t bytes) : device_(device), words_(ceil_div(bytes, 16)) {
+    if (bytes > 0) {
+      device.register_memory(data(), static_cast<size_t>(bytes),
+                             {.name = "workspace", .initialised = false});
+    }
+  }
+  ~Workspace() {
+    if (!words_.empty()) device_.forget_memory(data());
+  }
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+
+  char* data() { return reinterpret_cast<char*>(words_.data()); }
+
+ private:
+  struct alignas(16) Word {
+    char byte[16];
+  };
+  Device& device_;
+  std::vector<Word> words_;
+};
+
+}  // namespace attentile::cuda::emulator

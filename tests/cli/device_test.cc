@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+// --device: the emulated GPU through attend, verify, plan and bench, and what is said where there
+// is no GPU.
+#include <nlohmann/json.hpp>
+
+#include "cli/cli_process.h"
+
+namespace attentile::cli_test {
+namespace {
+
+using Json = nlohmann::json;
+
+class DeviceTest : public CliTest {
+ protected:
+  Json json(const std::string& line) const { return Json::parse(good(line), nullptr, false); }
+};
+
+TEST_F(DeviceTest, AttendVerifiesTheEmulatedKernel) {
+  const Json facts = json(
+      "attend --random 2,40,70,4,2,64 --dtype bf16 --causal --device emulator --verify --json "
+      "--out {dir}/out.safetensors");
+  EXPECT_EQ(facts["device"], "emulator");
+  EXPECT_EQ(facts["verified"], true) << facts;
+  EXPECT_EQ(facts["forward"]["kernel"], "Forward<BFloat16, 64, true>");
+  EXPECT_EQ(load("out.safetensors").at("out").shape, (std::vector<int64_t>{2, 40, 4, 64}));
+}
+
+TEST_F(DeviceTest, AttendTakesRealDataWithoutAnOutput) {
+  const std::string file = ATTENTILE_SOURCE_DIR "/data/minilm-layer2.safetensors";
+  const std::string text = good("attend " + file + " --device emulator --verify --max-heads 1");
+  EXPECT_NE(text.find("flash2 on cuda, Forward<Float16, 32, true>"), std::string::npos) << text;
+  EXPECT_NE(text.find("pass"), std::string::npos) << text;
+}
+
+TEST_F(DeviceTest, AttendSaysWhatNoKernelServes) {
+  const Outcome run = cli("attend --random 1,4,4,1,1,8 --device emulator");
+  EXPECT_EQ(run.status, 2);
+  EXPECT_EQ(run.err, "q: is float32, but the CUDA kernels take float16 and bfloat16\n");
+}
+
+TEST_F(DeviceTest, VerifyRunsTheTableThere) {
+  const Json facts = json("verify --device emulator --count 12 --filter dtype=f16 --json");
+  EXPECT_EQ(facts["failed"], 0) << facts;
+  EXPECT_EQ(facts["by_entry"]["device"], facts["cells"]);
+}
+
+TEST_F(DeviceTest, PlanNamesTheKernel) {
+  const Json facts =
+      json("plan --shape 2,300,500,8,2,128 --dtype f16 --causal --device emulator --json");
+  EXPECT_EQ(facts["device"], "emulator");
+  EXPECT_EQ(facts["forward"]["tile_m"], 128);
+  EXPECT_EQ(facts["forward"]["num_tasks"], 48);
+  EXPECT_EQ(facts["forward"]["kernel"], "Forward<Float16, 128, false>");
+}
+
+TEST_F(DeviceTest, PlanForAGpuNeedsNone) {
+  const Json facts = json("plan --shape 1,1024,1024,16,16,64 --dtype bf16 --gpu h200 --json");
+  const Json& launch = facts["gpu"]["forward"]["launches"][0];
+  EXPECT_EQ(facts["gpu"]["num_sms"], 132);
+  EXPECT_EQ(launch["blocks"], 128);
+  EXPECT_EQ(launch["threads"], 128);
+  EXPECT_EQ(launch["shared_bytes"], 33040);
+  EXPECT_EQ(launch["blocks_per_sm"], 6);
+  const std::string text = good("plan --shape 1,1024,1024,16,16,64 --dtype bf16 --gpu a100");
+  EXPECT_NE(text.find("Forward<BFloat16, 64, true>"), std::string::npos) << text;
+}
+
+TEST_F(DeviceTest, BenchTimesTheEmulator) {
+  const std::string text =
+      good("bench --shape 1,16,16,1,1,32 --dtype f16 --device emulator --min-time 0.001");
+  EXPECT_NE(text.find("on emulator"), std::string::npos) << text;
+}
+
+TEST_F(DeviceTest, CudaWithoutABackendIsStatusThree) {
+  setenv("ATTENTILE_CUDA_LIBRARY", "/nowhere/libattentile_cuda.so", 1);
+  const Outcome run = cli("attend --random 1,4,4,1,1,8 --dtype f16 --device cuda");
+  const std::string text = good("info");
+  unsetenv("ATTENTILE_CUDA_LIBRARY");
+  EXPECT_EQ(run.status, 3);
+  EXPECT_EQ(run.err,
+            "--device: is cuda, but the CUDA backend was not found; tried "
+            "/nowhere/libattentile_cuda.so; ATTENTILE_CUDA_LIBRARY can name the file\n");
+  EXPECT_NE(text.find("none: device: is cuda, but the CUDA backend was not found"),
+            std::string::npos)
+      << text;
+}
+
+}  // namespace
+}  // namespace attentile::cli_test

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+// Plans of a million random problems: each is refused with a sentence, or every launch is one that
+// a GPU can start.
+#include "cuda/plan.h"
+
+#include <gtest/gtest.h>
+
+#include <random>
+
+namespace attentile::cuda::test {
+namespace {
+
+constexpr DeviceLimits kA100 = {.num_sms = 108, .shared_bytes_per_block = 163 * 1024};
+constexpr DeviceLimits kH200 = {.num_sms = 132, .shared_bytes_per_block = 227 * 1024};
+constexpr DeviceLimits kSmall = {.num_sms = 16, .shared_bytes_per_block = 99 * 1024};
+
+using Random = std::mt19937_64;
+
+int64_t up_to(Random& random, int64_t most) {
+  return static_cast<int64_t>(random() % static_cast<uint64_t>(most + 1));
+}
+// Small as often as huge.
+int64_t size_up_to(Random& random, int bits) {
+  return up_to(random, (int64_t{1} << up_to(random, bits)) + 1);
+}
+bool coin(Random& random) {
+  return (random() & 1) != 0;
+}
+
+Array4 array_of(Random& random, DType dtype) {
+  Array4 array = {.dtype = dtype, .present = true};
+  if (coin(random)) array.data = reinterpret_cast<char*>(16 * (1 + random() % 1000));
+  for (int64_t& stride : array.stride) stride = size_up_to(random, 30) - 1;
+  array.stride[3] = coin(random) ? 1 : array.stride[3];
+  return array;
+}
+
+// Sizes within what validation lets through, features at random.
+Problem random_problem(Random& random) {
+  static const int32_t index = 0;
+  Problem p;
+  p.device = Device::kCuda;
+  p.algorithm = Algorithm::kFlash2;
+  p.backward = up_to(random, 3) == 0;
+  p.dtype = coin(random) ? DType::kFloat16 : DType::kBFloat16;
+  p.batch = size_up_to(random, 31);
+  p.num_heads_kv = size_up_to(random, 8);
+  p.group_size = p.num_heads_kv > 0 ? 1 + up_to(random, 15) : 0;
+  p.num_heads_q = p.num_heads_kv * p.group_size;
+  p.head_dim = 1 + up_to(random, 255);
+  p.head_dim_v = coin(random) ? p.head_dim : 1 + up_to(random, 255);
+  p.max_seqlen_q = size_up_to(random, 32);
+  p.max_seqlen_k = size_up_to(random, 32);
+  p.total_q = p.max_seqlen_q;
+  p.total_k = p.max_seqlen_k;
+  p.batch_k = p.batch;
+  p.varlen = coin(random);
+  p.q = array_of(random, p.dtype);
+  p.k = array_of(random, p.dtype);
+  p.v = array_of(random, p.dtype);
+  p.out = array_of(random, p.dtype);
+  if (p.backward || coin(random)) p.lse = array_of(random, DType::kFloat32);
+  if (p.backward) {
+    for (Array4* array : {&p.dout, &p.dq, &p.dk, &p.dv}) *array = array_of(random, p.dtype);
+  }
+  if (up_to(random, 3) == 0) p.bias = array_of(random, DType::kFloat32);
+  if (p.backward && p.bias.present) {
+    p.dbias = array_of(random, DType::kFloat32);
+    for (int64_t& size : p.dbias_shape) size = 1;
+  }
+  if (up_to(random, 3) == 0) p.mask = array_of(random, DType::kUInt8);
+  if (up_to(random, 3) == 0) p.sink = array_of(random, DType::kFloat32);
+  if (up_to(random, 3) == 0) p.alibi_slopes = array_of(random, DType::kFloat32);
+  if (coin(random)) p.window_right = 0;
+  if (p.varlen) p.cu_seqlens_q = {&index, 1};
+  if (coin(random)) p.seqused_k = {&index, 1};
+  if (!p.backward && up_to(random, 3) == 0) {
+    p.page_size = 1 + size_up_to(random, 10);
+    p.block_table = &index;
+  }
+  p.dropout = make_dropout(coin(random) ? 0.0 : 0.1, 1, 2);
+  p.softcap = coin(random) ? 0.0 : 30.0;
+  p.softmax_scale = 0.125;
+  return p;
+}
+
+TEST(DevicePlan, MillionRandomProblemsStartOrAreRefused) {
+  Random random(5);
+  int64_t planned = 0;
+  int64_t refused = 0;
+  for (int n = 0; n < 1'000'000; ++n) {
+    const Problem problem = random_problem(random);
+    const DeviceLimits& limits = n % 3 == 0 ? kA100 : n % 3 == 1 ? kH200 : kSmall;
+    const Status status = check_problem(problem, limits);
+    if (!status.ok()) {
+      ASSERT_EQ(status.code(), StatusCode::kUnsupported);
+      ASSERT_NE(status.message().find(": "), std::string::npos) << status.message();
+      ++refused;
+      continue;
+    }
+    ++planned;
+    const Result<DevicePlan> plan = make_plan(problem, limits);
+    ASSERT_TRUE(plan.ok());
+    ASSERT_GE(plan->workspace_bytes, 0);
+    int64_t tiles = 0;
+    for (const LaunchPlan& launch : plan->launches) {
+      ASSERT_GE(launch.blocks, 1);
+      ASSERT_LE(launch.blocks, (int64_t{1} << 31) - 1);
+      ASSERT_LE(launch.threads, 1024);
+      ASSERT_EQ(launch.threads % 32, 0);
+      ASSERT_LE(launch.shared_bytes, limits.shared_bytes_per_block);
+      ASSERT_GE(launch.blocks_per_sm(limits), 1);
+      if (launch.tile_m > 0) tiles = std::max(tiles, launch.blocks);
+    }
+    const bool rows = problem.batch > 0 && problem.num_heads_q > 0 && problem.max_seqlen_q > 0;
+    if (!problem.backward) ASSERT_EQ(tiles > 0, rows);
+  }
+  EXPECT_GT(planned, 200'000);
+  EXPECT_GT(refused, 100'000);
+}
+
+TEST(DevicePlan, LaunchLimits) {
+  constexpr int64_t kMost = (int64_t{1} << 31) - 1;
+  EXPECT_TRUE(check_launch(1, 32, 0, kA100).ok());
+  EXPECT_TRUE(check_launch(kMost, 1024, 163 * 1024, kA100).ok());
+  EXPECT_EQ(check_launch(kMost + 1, 128, 0, kA100).message(),
+            "q, k: the call takes 2147483648 blocks, but a launch has 1 to 2^31 - 1");
+  EXPECT_FALSE(check_launch(0, 128, 0, kA100).ok());
+  EXPECT_FALSE(check_launch(1, 1056, 0, kA100).ok());
+  EXPECT_FALSE(check_launch(1, 128, 163 * 1024 + 1, kA100).ok());
+  EXPECT_TRUE(check_launch(1, 128, 163 * 1024 + 1, kH200).ok());
+}
+
+TEST(DevicePlan, BlocksPerSm) {
+  const LaunchPlan launch = {.kernel = "a", .threads = 128, .shared_bytes = 33040};
+  EXPECT_EQ(launch.blocks_per_sm(kA100), 4);  // 164 KiB by 33,040 + 1,024 bytes
+  EXPECT_EQ(launch.blocks_per_sm(kH200), 6);
+  const LaunchPlan many = {.kernel = "b", .threads = 1024, .shared_bytes = 0};
+  EXPECT_EQ(many.blocks_per_sm(kA100), 2);
+}
+
+}  // namespace
+}  // namespace attentile::cuda::test
