@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "tests/cuda/kernels/compile.cu"
 FORWARD = ROOT / "tests/cuda/kernels/forward.cu"
 NUM_FORWARD = 29
+BACKWARD = ROOT / "tests/cuda/kernels/backward.cu"
+NUM_BACKWARD = 39
 ARCHITECTURES = (80, 90)
 SKIPPED = 77
 MAX_REGISTERS = 128
@@ -71,6 +73,10 @@ def readable(name):
         return f"Forward {types} {head_dim}{options}"
     if "KeepMask" in name:
         return "KeepMask"
+    backward = re.search(r"(\w(?:ow|uery|ey|ias|ink)(?:Stats|Gradients?))I?(?:.*?Li(\d+)E)?", name)
+    if backward:
+        types = " bf16" if "BFloat16" in name else " f16" if "Float16" in name else ""
+        return f"{backward.group(1)}{types} {backward.group(2) or ''}".strip()
     found = re.search(r"\d+(Gemm|Instructions|Combine)", name)
     row_major = " row-major b" if "Lb1E" in name else ""
     return f"{found.group(1) if found else name} {types}{row_major}"
@@ -111,7 +117,8 @@ def check(architecture, folder):
     wanted = INSTRUCTIONS + (ONLY_SM90 if architecture >= 90 else [])
     findings += [f"sm_{architecture}: no {word} in the PTX" for word in wanted if word not in text]
     forward, _ = compile_kernels(architecture, FORWARD, folder, (NUM_FORWARD, 255))
-    return findings + forward
+    backward, _ = compile_kernels(architecture, BACKWARD, folder, (NUM_BACKWARD, 255))
+    return findings + forward + backward
 
 
 def main():
