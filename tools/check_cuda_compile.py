@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels that the emulator runs also compile for GPUs: nvcc, no warning, no spill, no stack; and
-the wrappers of the device layer become the instructions they are named after.
+"""The kernels that the emulator runs also compile for GPUs: nvcc, no warning, no spill, no stack;
+and the wrappers of the device layer become the instructions they are named after.
 
     check_cuda_compile.py [--keep FOLDER]
 
-Prints registers and spills of every kernel for sm_80; with ATTENTILE_FULL set for sm_90 too. Exits 77, which ctest counts as skipped, with a
-sentence where there is no nvcc.
+Prints registers and spills of every kernel for sm_80; with ATTENTILE_FULL set for sm_90 too. Exits
+77, which ctest counts as skipped, with a sentence where there is no nvcc.
 """
 
 import argparse
