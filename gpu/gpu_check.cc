@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What only a device can tell, a JSON object a line; the device is that of ATTENTILE_CUDA_LIBRARY.
 //
-//   gpu_check table CELLS SECONDS   the conformance table, until one of the two is reached
-//   gpu_check short                 one call of each feature, for compute-sanitizer
+//   gpu_check table CELLS SECONDS   the conformance table, per dtype until one of the two is
+//   reached gpu_check short                 one call of each feature, for compute-sanitizer
 //   gpu_check profile               the main kernels at the size they are made for, for ncu
 //   gpu_check repeat LAUNCHES       the same call again and again: bits that differ
 //   gpu_check wide ELEMENTS         tensors of so many elements, checked at both ends
@@ -41,30 +41,38 @@ int fail(const std::string& words) {
   return 1;
 }
 
+// CELLS and SECONDS of each dtype; float64 has no kernels.
 int run_table(const cuda::BackendTable&, int64_t cells, double seconds) {
-  conformance::Options options;
-  options.count = cells;
-  options.entries = {conformance::Entry::kDevice};
-  options.algorithms = {Algorithm::kFlash2};
-  options.isas = {Isa::kAuto};
-  options.max_failures = 20;
-  const double end = now() + seconds;
-  const conformance::Summary summary =
-      conformance::run(options, [&](const conformance::Summary&, double) { return now() < end; });
-  if (!summary.status.ok()) return fail(summary.status.message());
-  for (const conformance::Failure& failure : summary.failures) {
-    std::fprintf(stderr, "%s: %s\n", failure.cell.c_str(), failure.what.c_str());
+  int result = 0;
+  for (const char* dtype : {"bf16", "f16", "f32"}) {
+    conformance::Options options;
+    options.count = cells;
+    options.filter = std::string("dtype=") + dtype;
+    options.entries = {conformance::Entry::kDevice};
+    options.algorithms = {Algorithm::kFlash2};
+    options.isas = {Isa::kAuto};
+    options.max_failures = 20;
+    const double end = now() + seconds;
+    const conformance::Summary summary =
+        conformance::run(options, [&](const conformance::Summary&, double) { return now() < end; });
+    if (!summary.status.ok()) return fail(summary.status.message());
+    for (const conformance::Failure& failure : summary.failures) {
+      std::fprintf(stderr, "%s: %s\n", failure.cell.c_str(), failure.what.c_str());
+    }
+    for (const auto& [reason, count] : summary.refusals) {
+      std::fprintf(stderr, "refused %lld: %s\n", static_cast<long long>(count), reason.c_str());
+    }
+    double worst = 0;
+    for (const auto& [output, ratio] : summary.worst_ratios) worst = std::max(worst, ratio);
+    std::printf("{\"dtype\": \"%s\", \"cells\": %lld, \"passed\": %lld, ", dtype,
+                static_cast<long long>(summary.cells), static_cast<long long>(summary.passed));
+    std::printf("\"failed\": %lld, \"refused\": %lld, \"largest_error_over_allowed\": %.3f}\n",
+                static_cast<long long>(summary.failed), static_cast<long long>(summary.refused),
+                worst);
+    std::fflush(stdout);
+    if (summary.failed != 0) result = 1;
   }
-  for (const auto& [reason, count] : summary.refusals) {
-    std::fprintf(stderr, "refused %lld: %s\n", static_cast<long long>(count), reason.c_str());
-  }
-  double worst = 0;
-  for (const auto& [output, ratio] : summary.worst_ratios) worst = std::max(worst, ratio);
-  std::printf("{\"cells\": %lld, \"passed\": %lld, \"failed\": %lld, \"refused\": %lld, ",
-              static_cast<long long>(summary.cells), static_cast<long long>(summary.passed),
-              static_cast<long long>(summary.failed), static_cast<long long>(summary.refused));
-  std::printf("\"largest_error_over_allowed\": %.3f}\n", worst);
-  return summary.failed == 0 ? 0 : 1;
+  return result;
 }
 
 // A case's call on the device.

@@ -37,6 +37,8 @@ bool backward_pass_of(const BackwardParams& p, Launch& launch) {
   using Queries = QueryGradients<T, kHeadDim>;
   using Keys = KeyGradients<T, kHeadDim>;
   using Bias = BiasGradient<T, kHeadDim>;
+  static_assert(std::max({Queries::kSharedBytes, Keys::kSharedBytes, Bias::kSharedBytes}) <=
+                backward_shared_bytes(kHeadDim));
   return start.template operator()<Rows>(query_blocks(p.call, Rows::kTileM)) &&
          start.template operator()<Queries>(query_blocks(p.call, Queries::kTileM)) &&
          start.template operator()<Keys>(key_blocks(p.call, Keys::kTileN)) &&

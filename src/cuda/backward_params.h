@@ -24,7 +24,12 @@ struct RowStat {
   float delta = 0;  // rowsum(dout * out) - dlse
 };
 
-// Number of a query of a head among all. first: 0 where q is packed, else the batch entry.
+// Shared memory of the largest kernel that serves a head_dim.
+inline constexpr int32_t backward_shared_bytes(int64_t head_dim) {
+  return head_dim <= 128 ? 98848 : head_dim <= 192 ? 115232 : 148000;
+}
+
+// Rows of q per head, packed or of one batch entry; and with their heads.
 inline constexpr int64_t num_rows(const ForwardParams& p) {
   return p.packed_q ? p.total_q : p.max_seqlen_q;
 }

@@ -9,19 +9,15 @@
 #include "cuda/make_params.h"
 
 namespace attentile::cuda {
-namespace {
-
-// Shared memory of the largest kernel of a class of head_dim (KeyGradients).
-constexpr int32_t shared_bytes_for(int64_t head_dim) {
-  return head_dim <= 128 ? 98848 : head_dim <= 192 ? 115232 : 148000;
-}
-
-}  // namespace
-
 Status check_backward(const Problem& p, const DeviceLimits& limits) {
+  if (p.dtype != DType::kFloat16 && p.dtype != DType::kBFloat16) {
+    return Status(StatusCode::kUnsupported,
+                  std::string("q: is ") + to_string(p.dtype) +
+                      ", but the CUDA kernels compute gradients of float16 and bfloat16");
+  }
   if (Status status = check_forward(p, limits); !status.ok()) return status;
   const int64_t head_dim = std::max(p.head_dim, p.head_dim_v);
-  const int32_t bytes = shared_bytes_for(head_dim);
+  const int32_t bytes = backward_shared_bytes(head_dim);
   if (bytes <= limits.shared_bytes_per_block) return Status();
   return Status(StatusCode::kUnsupported,
                 "head_dim: is " + std::to_string(head_dim) + ", of which gradients take " +

@@ -136,7 +136,7 @@ struct BiasGradient {
     pairs.s.at = {task.q_begin + static_cast<int32_t>(row), k0, opaque(lane_idx())};
     pairs.stats.load(call, task, pairs.s.at);
     if (p.dbias_shape[3] == 1) pairs.stats.load_summed(call, task, pairs.s.at);
-    pairs.template weigh<false>(call, task);
+    pairs.weigh(call, task);
     Accumulator ds[1][kKeyTiles];
     multiply_rows(dout, row, v, 0, ds);
     pairs.differentiate(call, ds);

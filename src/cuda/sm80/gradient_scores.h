@@ -8,6 +8,8 @@
 // A pair of weight 0, hidden or not, has dS = 0 whatever dP is.
 #pragma once
 
+#include <bit>
+
 #include "cuda/backward_params.h"
 #include "cuda/device/device.h"
 #include "cuda/numerics.h"
@@ -89,11 +91,12 @@ ATTENTILE_DEVICE void for_elements(Visit visit) {
 // A warp's tile of pairs [16 kRowTiles, 8 kKeyTiles] on its way from S to dS.
 template <class T, int kRowTiles, int kKeyTiles>
 struct PairTile {
-  ScoreTile<kRowTiles, kKeyTiles> s;        // S, then P, negative where dropout drops it
-  Accumulator slope[kRowTiles][kKeyTiles];  // 1 - tanh^2
+  using Elements = Accumulator[kRowTiles][kKeyTiles];
+
+  ScoreTile<kRowTiles, kKeyTiles> s;  // S, then P, negative where dropout drops it
   TileStats<kRowTiles> stats;
 
-  // Whether the band or a mask may hide some of it. Both ranges have a beginning in the tile.
+  // Whether the band or a mask may hide some of it, or queries are missing.
   ATTENTILE_DEVICE bool is_partial(const ForwardParams& p, const BlockTask& task) const {
     const int32_t q_end = s.at.q0 + 16 * kRowTiles;
     if (p.mask.data != nullptr || s.at.q0 < task.q_begin || q_end > task.q_end) return true;
@@ -101,9 +104,7 @@ struct PairTile {
   }
 
   // S -> P.
-  template <bool kWithSlope>
   ATTENTILE_DEVICE void weigh(const ForwardParams& p, const BlockTask& task) {
-    if constexpr (kWithSlope) take_slopes(p);
     if (p.score.has_terms) add_terms<T>(p, task, s);
     if (any(is_partial(p, task))) hide_scores<true>(p, task, s);
     for_elements<kRowTiles, kKeyTiles>([&](int m, int n, int r) {
@@ -119,43 +120,40 @@ struct PairTile {
     });
   }
 
-  // dP -> dS of the logits.
-  ATTENTILE_DEVICE void differentiate(const ForwardParams& p,
-                                      Accumulator (&dp)[kRowTiles][kKeyTiles]) const {
+  // dP -> dS.
+  ATTENTILE_DEVICE void differentiate(const ForwardParams& p, Elements& dp) const {
     for_elements<kRowTiles, kKeyTiles>([&](int m, int n, int r) {
       float& x = dp[m][n].value[r];
-      x = logit_gradient(weight(m, n, r), kept_dp(p, m, n, r, x), stats.row[m][r / 2].delta);
-    });
-  }
-  // dS of the logits -> dS of the scaled dot products.
-  ATTENTILE_DEVICE void apply_slopes(const ForwardParams& p,
-                                     Accumulator (&ds)[kRowTiles][kKeyTiles]) const {
-    if (!(p.score.softcap > 0)) return;
-    for_elements<kRowTiles, kKeyTiles>([&](int m, int n, int r) {
-      float& x = ds[m][n].value[r];
-      x = x == 0.0f ? x : mul_rn(x, slope[m][n].value[r]);  // a hidden pair's slope may be NaN
+      const float from_delta = add_rn(kept_dp(p, m, n, r, x), -stats.row[m][r / 2].delta);
+      const float of_pair = weight(m, n, r);
+      x = of_pair == 0.0f ? 0.0f : mul_rn(of_pair, from_delta);
     });
   }
 
+  // P; and dP as it counts.
   ATTENTILE_DEVICE float weight(int m, int n, int r) const {
-    const float x = s.value[m][n].value[r];
-    return x < 0 ? -x : x;
+    return std::bit_cast<float>(bits(m, n, r) & 0x7FFFFFFFu);
   }
   ATTENTILE_DEVICE float kept_dp(const ForwardParams& p, int m, int n, int r, float dp) const {
-    return s.value[m][n].value[r] < 0 ? 0.0f : mul_rn(dp, p.kept_scale);
+    return bits(m, n, r) >> 31 != 0 ? 0.0f : mul_rn(dp, p.kept_scale);
   }
 
  private:
-  ATTENTILE_DEVICE static float logit_gradient(float weight, float dp, float delta) {
-    return weight == 0.0f ? 0.0f : mul_rn(weight, add_rn(dp, -delta));
-  }
-  ATTENTILE_DEVICE void take_slopes(const ForwardParams& p) {
-    if (!(p.score.softcap > 0)) return;
-    for_elements<kRowTiles, kKeyTiles>([&](int m, int n, int r) {
-      const float t = tanh_rn(mul_rn(s.value[m][n].value[r], p.score.logit));
-      slope[m][n].value[r] = fma_rn(-t, t, 1.0f);
-    });
+  ATTENTILE_DEVICE uint32_t bits(int m, int n, int r) const {
+    return std::bit_cast<uint32_t>(s.value[m][n].value[r]);
   }
 };
+
+// dS -> dT. dots: S, computed once more, which costs products where keeping it costs registers.
+template <int kRowTiles, int kKeyTiles>
+ATTENTILE_DEVICE void apply_softcap(const ForwardParams& p,
+                                    const Accumulator (&dots)[kRowTiles][kKeyTiles],
+                                    Accumulator (&ds)[kRowTiles][kKeyTiles]) {
+  for_elements<kRowTiles, kKeyTiles>([&](int m, int n, int r) {
+    const float t = tanh_rn(mul_rn(dots[m][n].value[r], p.score.logit));
+    float& x = ds[m][n].value[r];
+    x = x == 0.0f ? x : mul_rn(x, fma_rn(-t, t, 1.0f));  // a hidden pair's t may be NaN
+  });
+}
 
 }  // namespace attentile::cuda

@@ -113,8 +113,7 @@ ATTENTILE_DEVICE void multiply_rows(SharedTile<T, kRowsA, kColumns> tile_a, uint
     ATTENTILE_UNROLL
     for (int n = 0; n < kKeyTiles; ++n) acc[m][n] = {};
   }
-  ATTENTILE_UNROLL
-  for (int c = 0; c < kColumns; c += 16) {
+  const auto add_columns = [&](int c) {
     const SharedAddress first_a = tile_a.at(at_a.row, c + at_a.column) + row_a * kPitch;
     const SharedAddress first_b = tile_b.at(at_b.row, c + at_b.column) + row_b * kPitch;
     FragmentA a[kRowTiles];
@@ -131,6 +130,13 @@ ATTENTILE_DEVICE void multiply_rows(SharedTile<T, kRowsA, kColumns> tile_a, uint
         mma_m16n8k16<T>(acc[m][n + 1], a[m], {b.reg[2], b.reg[3]});
       }
     }
+  };
+  // Unrolled so far that ldmatrix runs ahead of mma, but not out of registers.
+  constexpr int kStep = kColumns > 128 ? 64 : kColumns;
+  ATTENTILE_ROLL
+  for (int c = 0; c < kColumns; c += kStep) {
+    ATTENTILE_UNROLL
+    for (int more = 0; more < kStep; more += 16) add_columns(c + more);
   }
 }
 

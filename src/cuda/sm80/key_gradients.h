@@ -256,13 +256,16 @@ struct KeyGradients {
     pairs.s.at = {step.q0 + static_cast<int32_t>(row), walk.k0 + static_cast<int32_t>(column),
                   opaque(lane_idx())};
     pairs.stats.load(p.call, task(), pairs.s.at);
-    pairs.template weigh<true>(p.call, task());
+    pairs.weigh(p.call, task());
     store_weights(arena.p, {static_cast<int>(row), static_cast<int>(column)}, walk, pairs);
     cp_async_wait_group<kQuerySlots - 1>();
     bar_sync();  // dO is there
     multiply_rows(arena.dout, row, arena.v, column, dp);
     pairs.differentiate(p.call, dp);
-    pairs.apply_slopes(p.call, dp);
+    if (p.call.score.softcap > 0) {
+      multiply_rows(q, row, arena.k, column, pairs.s.value);
+      apply_softcap(p.call, pairs.s.value, dp);
+    }
     Sums<kRowTiles, kKeyTiles> sums;
     for_elements<kRowTiles, kKeyTiles>(
         [&](int m, int n, int r) { sums.value[m][n].value[r] = dp[m][n].value[r]; });
@@ -275,7 +278,7 @@ struct KeyGradients {
     Sums<kRowTiles, kKeyTiles> weights;
     for_elements<kRowTiles, kKeyTiles>([&](int m, int n, int r) {
       const float weight = pairs.s.value[m][n].value[r];
-      const float kept = weight < 0 ? 0.0f : weight;
+      const float kept = max_nan_f32(weight, 0.0f);
       const float marked = fma_rn(pairs.stats.row[m][r / 2].delta, 0.0f, kept);
       weights.value[m][n].value[r] = walk.isolate && weight != 0.0f ? marked : kept;
     });

@@ -82,18 +82,19 @@ struct QueryGradients {
     load_queries(p, task, p.dout, p.call.head_dim_v, arena.dout);
     cp_async_commit_group();
     Rows rows;
-    if (task.k_end - task.k_begin <= kNarrow) {
-      walk(p, arena, Pass::kSums, rows);
-      store_summed_deltas(p, arena.task.load(), rows, true);
-      bar_warp_sync();
-    }
-    for (Pass pass = Pass::kGradients;; pass = Pass::kIsolated) {
+    Pass pass = task.k_end - task.k_begin <= kNarrow ? Pass::kSums : Pass::kGradients;
+    ATTENTILE_ROLL
+    for (bool more = true; more;) {
       walk(p, arena, pass, rows);
-      const float taint = rows.dq.taint();
-      const bool tainted = taint != taint;
-      if (pass == Pass::kIsolated ||
-          !any_in_block<kWarps>(arena.flags, arena.task.load().warp, tainted)) {
-        break;
+      more = pass == Pass::kSums;
+      if (more) {
+        store_summed_deltas(p, arena.task.load(), rows, true);
+        bar_warp_sync();
+        pass = Pass::kGradients;
+      } else if (pass == Pass::kGradients) {
+        const float taint = rows.dq.taint();
+        more = any_in_block<kWarps>(arena.flags, arena.task.load().warp, taint != taint);
+        pass = Pass::kIsolated;
       }
     }
     store(p, arena, rows);
@@ -157,21 +158,25 @@ struct QueryGradients {
       multiply_rows(arena.q, warp_row, k, 0, pairs.s.value);
       pairs.s.at = {first_query(arena.task.load()), k0, opaque(lane_idx())};
       pairs.stats.load(p.call, arena.task.load(), pairs.s.at);
-      pairs.template weigh<true>(p.call, arena.task.load());
+      pairs.weigh(p.call, arena.task.load());
       cp_async_wait_group<1>();
       bar_sync();  // V is there
       Accumulator ds[kRowTiles][kKeyTiles];
       multiply_rows(arena.dout, arena.task.load().warp * kWarpRows, arena.v, 0, ds);
-      bar_sync();  // all have read V, and K as an operand of S
+      bar_sync();  // all have read V
       load_keys(p, arena.task.load(), p.call.v, k0 + kTileN, arena.v);
-      if (pass == Pass::kIsolated) {
-        clear_special_values<kThreads>(k);
-        bar_sync();
-      }
       if (p.sums_keys || pass == Pass::kSums) add_row_sums(p, pairs, ds, rows);
       if (pass == Pass::kSums) continue;
       pairs.differentiate(p.call, ds);
-      pairs.apply_slopes(p.call, ds);
+      if (p.call.score.softcap > 0) {
+        multiply_rows(arena.q, arena.task.load().warp * kWarpRows, k, 0, pairs.s.value);
+        apply_softcap(p.call, pairs.s.value, ds);
+      }
+      if (pass == Pass::kIsolated) {
+        bar_sync();  // all have read K as an operand of S
+        clear_special_values<kThreads>(k);
+        bar_sync();
+      }
       multiply_keys(k, ds, rows);
     }
     cp_async_wait_group<0>();
