@@ -199,7 +199,8 @@ Status attention_forward(const AttentionInputs& inputs, const AttentionOutputs& 
     if (!problem.ok()) return problem.status();
     Status status = validate_workspace(inputs, outputs, nullptr, context);
     if (status.ok()) status = run(problem, context);
-    if (status.ok() && problem->keep.present) status = write_keep_mask(*problem, context);
+    const bool here = problem->device == Device::kCpu;  // else a kernel writes it
+    if (status.ok() && here && problem->keep.present) status = write_keep_mask(*problem, context);
     return status;
   });
 }

@@ -37,9 +37,9 @@ TEST_F(DeviceTest, AttendTakesRealDataWithoutAnOutput) {
 }
 
 TEST_F(DeviceTest, AttendSaysWhatNoKernelServes) {
-  const Outcome run = cli("attend --random 1,4,4,1,1,8 --device emulator");
+  const Outcome run = cli("attend --random 1,4,4,1,1,8 --dtype f64 --device emulator");
   EXPECT_EQ(run.status, 2);
-  EXPECT_EQ(run.err, "q: is float32, but the CUDA kernels take float16 and bfloat16\n");
+  EXPECT_EQ(run.err, "q: is float64, but the CUDA kernels take float16, bfloat16 and float32\n");
 }
 
 TEST_F(DeviceTest, VerifyRunsTheTableThere) {

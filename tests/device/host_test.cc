@@ -265,7 +265,8 @@ TEST(DeviceHost, WhatNoKernelServesIsNamed) {
   for (TensorView* view : {&t.inputs.q, &t.inputs.k, &t.inputs.v, &t.outputs.out}) {
     view->dtype = DType::kFloat64;
   }
-  EXPECT_EQ(sentence(t, {}), "q: is float64, but the CUDA kernels take float16 and bfloat16");
+  EXPECT_EQ(sentence(t, {}),
+            "q: is float64, but the CUDA kernels take float16, bfloat16 and float32");
   const TensorView out = nowhere(0x40000, DType::kFloat32, {1, 1, 1, 8});
   const TensorView lse = nowhere(0x50000, DType::kFloat32, {1, 1, 1});
   EXPECT_EQ(merge({}, {.out = out, .lse = lse}).message(),

@@ -42,7 +42,7 @@ Problem random_problem(Random& random) {
   p.device = Device::kCuda;
   p.algorithm = Algorithm::kFlash2;
   p.backward = up_to(random, 3) == 0;
-  p.dtype = coin(random) ? DType::kFloat16 : DType::kBFloat16;
+  p.dtype = coin(random) ? DType::kFloat16 : coin(random) ? DType::kBFloat16 : DType::kFloat32;
   p.batch = size_up_to(random, 31);
   p.num_heads_kv = size_up_to(random, 8);
   p.group_size = p.num_heads_kv > 0 ? 1 + up_to(random, 15) : 0;

@@ -52,6 +52,10 @@ TEST(DeviceTable, ForwardFloat16) {
   report(run_table("dtype=f16", cells_wanted(100), true), 70);
 }
 
+TEST(DeviceTable, ForwardFloat32) {
+  report(run_table("dtype=f32", cells_wanted(30), true), 20);
+}
+
 TEST(DeviceTable, BothPassesBFloat16) {
   report(run_table("dtype=bf16", cells_wanted(60), false), 40);
 }
