@@ -21,7 +21,7 @@ file(GLOB cuda_sources CONFIGURE_DEPENDS src/cuda/gpu/*.cu)
 add_library(attentile_cuda SHARED ${cuda_sources})
 target_include_directories(attentile_cuda PRIVATE src include)
 # CMake 3.25 does not know that this compiler has C++20.
-set(cuda_options -std=c++20 --expt-relaxed-constexpr -fmad=false --compress-mode=size
+set(cuda_options -std=c++20 --expt-relaxed-constexpr -fmad=false --compress-mode=size --threads=2
                  -Xcompiler=-Wall,-Wextra,-Wno-psabi)
 if(ATTENTILE_WERROR)
   list(APPEND cuda_options -Werror=all-warnings -Xcompiler=-Werror)

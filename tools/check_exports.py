@@ -3,9 +3,11 @@
 """What leaves the library is what its public headers declare, no more and no less.
 
     check_exports.py libattentile.so [libattentile.a]
+    check_exports.py --backend libattentile_cuda.so
 
 The shared library's dynamic symbols must be exactly the functions of attention.h and c_api.h; in
 the static one every strong symbol must carry the project's name, so that it clashes with nobody's.
+The backend exports one function.
 Exits 1 with one line per finding.
 """
 
@@ -40,6 +42,12 @@ def defined(path, *flags):
 
 
 def main():
+    if sys.argv[1] == "--backend":
+        exported = {name for kind, name in defined(sys.argv[2], "-D") if kind != "A"}
+        if exported == {"attentile_cuda_backend"}:
+            return 0
+        print(f"{sys.argv[2]}: exports {sorted(exported)}, expected attentile_cuda_backend alone")
+        return 1
     wanted, findings = declared(), []
     exported = {name for kind, name in defined(sys.argv[1], "-D") if kind != "A"}
     findings += [f"{name}: declared in a public header, not exported"

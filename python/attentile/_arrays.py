@@ -129,6 +129,9 @@ def attention(
         window_left, window_right: keys i + offset - left to i + offset + right, inclusive; -1: all.
         dropout_p, dropout_seed, dropout_offset: Philox, the same bits for the same three and
             (batch, head, i, j); the realised p is a multiple of 2^-16.
+        max_seqlen_q, max_seqlen_k: of tensors on a GPU, whose index arrays the host does not read:
+            the longest sequences, where cu_seqlens or block_table give the lengths; 0: as long as
+            the tensors allow.
         algorithm: "auto" (flash2), "flash1", "flash2", "standard", "reference" (float64).
         num_threads: 0: all cores this process may use; None: likewise, of torch's tensors
             torch.get_num_threads().

@@ -53,6 +53,8 @@ class ScalarKeywords(TypedDict, total=False):
     algorithm: Literal["auto", "reference", "standard", "flash1", "flash2"]
     isa: Literal["auto", "scalar", "avx2", "avx512", "avx512_bf16", "amx", "neon", "neon_bf16"]
     fast_memory_bytes: int
+    max_seqlen_q: int
+    max_seqlen_k: int
     layout: Literal["bshd", "bhsd"]
 
 

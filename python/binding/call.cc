@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "cuda/backend.h"
 #include "openmp.h"
 #include "tensor.h"
 
@@ -136,6 +137,28 @@ int threads_of(nb::handle given) {
   throw nb::type_error(text.c_str());
 }
 
+// The GPU of the tensors is the current one for the length of a call.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int32_t device) {
+    if (device < 0 || !cuda::backend().ok()) return;
+    const cuda::BackendTable& table = **cuda::backend();
+    cuda::Sentence sentence;
+    if (table.current_device(&before_, &sentence) != 0 || before_ == device) return;
+    if (table.set_device(device, &sentence) == 0) table_ = &table;
+  }
+  ~DeviceGuard() {
+    cuda::Sentence sentence;
+    if (table_ != nullptr) (void)table_->set_device(before_, &sentence);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  const cuda::BackendTable* table_ = nullptr;
+  int32_t before_ = 0;
+};
+
 // Runs body(context) without the interpreter's lock; tensors of torch on torch's threads.
 template <class Body>
 void run(const Borrowed& memory, nb::handle num_threads, nb::handle progress, Body body) {
@@ -147,15 +170,17 @@ void run(const Borrowed& memory, nb::handle num_threads, nb::handle progress, Bo
   context.num_threads = threads_of(num_threads);
   context.poll = Poll::call;
   context.poll_data = &poll;
+  context.stream = memory.stream();
   Executor executor;
   // A callback may fork, and OpenMP's threads do not survive that.
-  if (memory.has_tabled() && progress.is_none() &&
+  if (memory.has_tabled() && memory.device() < 0 && progress.is_none() &&
       openmp_executor(context.num_threads, &executor)) {
     context.executor = &executor;
   }
   Status status;
   {
     nb::gil_scoped_release unlocked;
+    const DeviceGuard guard(memory.device());
     status = body(context);
   }
   if (poll.raised) throw nb::python_error(*poll.raised);

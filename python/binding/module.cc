@@ -10,6 +10,7 @@
 #include "cpu/cpu_info.h"
 #include "cpu/executor.h"
 #include "cpu/peak.h"
+#include "cuda/backend.h"
 #include "openmp.h"
 #include "options.h"
 #ifdef ATTENTILE_HAVE_JAX
@@ -53,7 +54,7 @@ nb::dict machine_facts(bool measure) {
   facts["l2_bytes"] = cpu.l2_bytes;
   facts["l3_bytes"] = cpu.l3_bytes;
   facts["isas"] = isas;
-  facts["devices"] = nb::make_tuple("cpu");
+  facts["devices"] = cuda::backend().ok() ? nb::make_tuple("cpu", "cuda") : nb::make_tuple("cpu");
   if (measure) facts["peaks"] = measured_peaks(cpu::usable_cores());
   return facts;
 }

@@ -134,6 +134,8 @@ constexpr std::pair<std::string_view, Setter> kSetters[] = {
     {"isa",
      [](Options& o, const char* name, nb::handle v) { o.attention.isa = to_enum(name, v, kIsas); }},
     {"fast_memory_bytes", set_int<&AttentionOptions::fast_memory_bytes>},
+    {"max_seqlen_q", set_int<&AttentionOptions::max_seqlen_q>},
+    {"max_seqlen_k", set_int<&AttentionOptions::max_seqlen_k>},
     {"layout", [](Options& o, const char* name,
                   nb::handle v) { o.heads_second = to_enum(name, v, kLayouts); }},
 };

@@ -8,7 +8,6 @@
 #include <string>
 
 namespace attentile::python {
-namespace {
 
 // DLPack 1.x, DLPackExchangeAPI: what a tensor type offers in __dlpack_c_exchange_api__.
 struct ExchangeTable {
@@ -19,11 +18,13 @@ struct ExchangeTable {
   void* managed_tensor_from_object;
   void* managed_tensor_to_object;
   int (*tensor_from_object)(void* object, nb::dlpack::dltensor* out);
-  void* current_work_stream;
+  int (*current_work_stream)(int device_type, int32_t device_id, void** stream);
 };
 
+namespace {
+
 constexpr uint8_t kInt = 0, kUInt = 1, kFloat = 2, kBFloat = 4, kBool = 6;
-constexpr int kCpuDevice = 1;
+constexpr int kCpuDevice = 1, kCudaDevice = 2;
 
 std::string quoted(nb::handle object) {
   return nb::cast<std::string>(nb::str(object));
@@ -118,9 +119,11 @@ ExchangeTable* exchange_table(nb::handle object) {
   return table;
 }
 
-void require_cpu(const char* name, nb::handle object) {
+void require_device(const char* name, nb::handle object) {
   const std::string device = quoted(object.attr("device"));
-  if (device != "cpu") refuse(name, "on device " + device, "the CPU");
+  if (device != "cpu" && device.rfind("cuda", 0) != 0) {
+    refuse(name, "on device " + device, "the CPU or a GPU of CUDA");
+  }
 }
 
 TensorView described(const char* name, nb::handle object) {
@@ -168,6 +171,17 @@ nb::ndarray<nb::ro, nb::device::cpu>& Borrowed::hold() {
   return held_[count_++];
 }
 
+void Borrowed::note_device(const char* name, const ExchangeTable& table, int32_t device) {
+  if (device_ == device) return;
+  if (device_ >= 0) {
+    refuse(name, "on device cuda:" + std::to_string(device),
+           ("cuda:" + std::to_string(device_) + ", where the tensors before it are").c_str());
+  }
+  device_ = device;
+  if (table.current_work_stream == nullptr) return;
+  if (table.current_work_stream(kCudaDevice, device, &stream_) != 0) throw nb::python_error();
+}
+
 TensorView Borrowed::through_dlpack(const char* name, nb::handle object, bool written) {
   nb::ndarray<nb::ro, nb::device::cpu>& array = hold();
   bool bfloat16 = false;
@@ -198,16 +212,22 @@ TensorView Borrowed::read(const char* name, nb::handle object) {
     nb::dlpack::dltensor t;
     if (table->tensor_from_object(object.ptr(), &t) != 0) {
       PyErr_Clear();
-      require_cpu(name, object);
+      require_device(name, object);
       refuse(
           name,
           "of dtype " + quoted(object.attr("dtype")) + " and layout " +
               quoted(object.attr("layout")),
           "a dense tensor of floating-point numbers (int32 for indices, bool or uint8 for masks)");
     }
-    if (t.device.device_type != kCpuDevice) require_cpu(name, object);
+    TensorView view = view_of(name, t, object);
+    if (t.device.device_type == kCudaDevice) {
+      view.device = Device::kCuda;
+      note_device(name, *table, t.device.device_id);
+    } else if (t.device.device_type != kCpuDevice) {
+      refuse(name, "on device " + quoted(object.attr("device")), "the CPU or a GPU of CUDA");
+    }
     has_tabled_ = true;
-    return view_of(name, t, object);
+    return view;
   }
   if (nb::isinstance<nb::tuple>(object)) return described(name, object);
   return through_dlpack(name, object, false);

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // The forward kernels there are, by hand, and which of them serve a call: 2 dtypes x 6 classes of
-// head_dim for sequences with many queries, x 3 for those with few. Everything else is decided at
-// run time, but for one thing: at head_dim 96 and 128 the accumulators leave no registers for
-// options, so calls without any have a kernel to themselves.
+// head_dim for sequences with many queries, x 3 for those with few, which serve all of float32.
+// Everything else is decided at run time, but for one thing: at head_dim 96 and 128 the
+// accumulators leave no registers for options, so calls without any have a kernel to themselves.
 #pragma once
 
 #include <algorithm>
 
 #include "cuda/sm80/combine.h"
 #include "cuda/sm80/forward.h"
+#include "cuda/sm80/keep_mask.h"
 #include "dtype.h"
 #include "problem.h"
 
@@ -60,13 +61,17 @@ bool forward_pass_of(const ForwardParams& params, Launch& launch) {
     const int64_t blocks = Kernel::blocks(params);
     return blocks == 0 || launch.template operator()<Kernel>(blocks, params);
   };
-  if (may_have_many_queries(params) && !with_forward_kernel<T>(params, start)) return false;
+  if (params.keep.data != nullptr && !start.template operator()<KeepMask>()) return false;
+  if constexpr (!kIsFloat32<T>) {
+    if (may_have_many_queries(params) && !with_forward_kernel<T>(params, start)) return false;
+  }
   if (!may_have_few_queries(params)) return true;
   if (!with_packed_kernel<T>(params, start)) return false;
   return params.num_splits == 1 || start.template operator()<Combine<T>>();
 }
 template <class Launch>
 bool forward_pass(DType dtype, const ForwardParams& params, Launch&& launch) {
+  if (dtype == DType::kFloat32) return forward_pass_of<float>(params, launch);
   return dtype == DType::kFloat16 ? forward_pass_of<Float16>(params, launch)
                                   : forward_pass_of<BFloat16>(params, launch);
 }

@@ -59,10 +59,11 @@ ScoreParams make_score(const Problem& p) {
   return score;
 }
 
-// Whether the tiles of many queries do not fit into shared memory, and those of few do.
+// Whether there are no kernels for many queries: in float32, and where their tiles do not fit into
+// shared memory.
 bool packs_all(const Problem& p, const DeviceLimits& limits) {
-  return std::max(p.head_dim, p.head_dim_v) > 192 &&
-         limits.shared_bytes_per_block < kLargestSharedBytes;
+  return p.dtype == DType::kFloat32 || (std::max(p.head_dim, p.head_dim_v) > 192 &&
+                                        limits.shared_bytes_per_block < kLargestSharedBytes);
 }
 
 // By nothing that differs between the rows of a call: a sequence's own lengths, the size of a group
@@ -76,9 +77,8 @@ void choose_splits(const Problem& p, const DeviceLimits& limits, ForwardParams& 
       static_cast<int32_t>(std::max(kLeastFew, kTileRows / std::max<int64_t>(p.group_size, 1)));
   params.split_keys = limits.num_sms < kManySms ? 1024 : 512;
   if (!p.varlen && p.max_seqlen_q > params.few_queries) return;
-  const int64_t phase = p.dropout.enabled ? p.dropout.key_base & 31 : 0;
   params.num_splits = static_cast<int32_t>(
-      std::max<int64_t>(1, ceil_div(p.max_seqlen_k + phase, params.split_keys)));
+      std::max<int64_t>(1, ceil_div(p.max_seqlen_k + key_phase(params), params.split_keys)));
 }
 
 Status unsupported(const std::string& what) {
@@ -88,9 +88,8 @@ Status unsupported(const std::string& what) {
 }  // namespace
 
 Status check_forward(const Problem& p, const DeviceLimits& limits) {
-  if (p.dtype != DType::kFloat16 && p.dtype != DType::kBFloat16) {
-    return unsupported(std::string("q: is ") + to_string(p.dtype) +
-                       ", but the CUDA kernels take float16 and bfloat16");
+  if (p.dtype == DType::kFloat64) {
+    return unsupported("q: is float64, but the CUDA kernels take float16, bfloat16 and float32");
   }
   if (std::max(p.head_dim, p.head_dim_v) > 256) {
     return unsupported("head_dim: is " + std::to_string(p.head_dim) + " and head_dim_v " +
@@ -108,9 +107,6 @@ Status check_forward(const Problem& p, const DeviceLimits& limits) {
   }
   if (p.block_mask.present) {
     return unsupported("block_mask: is given, but the CUDA kernels have no block patterns");
-  }
-  if (p.keep.present) {
-    return unsupported("keep: is given, but the CUDA kernels do not write it");
   }
   if (std::max({p.max_seqlen_q, p.max_seqlen_k, p.page_size, p.batch, p.batch_k, p.num_heads_q}) >
       kMostRows) {
@@ -138,6 +134,7 @@ ForwardParams make_forward_params(const Problem& p, const DeviceLimits& limits) 
   params.lse = make_array(p.lse);
   params.bias = make_array(p.bias);
   params.mask = make_array(p.mask);
+  params.keep = make_array(p.keep);
   params.sink = make_array(p.sink);
   params.alibi_slopes = make_array(p.alibi_slopes);
   // Tiles of these are filled in whole chunks, or else element by element.

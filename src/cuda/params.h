@@ -53,6 +53,7 @@ struct ForwardParams {
   ArrayParams q, k, v, out;  // (batch, row, head, column)
   ArrayParams lse;           // (batch, head, row, -), float32
   ArrayParams bias, mask;    // (batch, head, query, key)
+  ArrayParams keep;          // the same, uint8
   ArrayParams sink;          // (head, -, -, -), float32
   ArrayParams alibi_slopes;  // (batch, head, -, -), float32
 
@@ -81,6 +82,12 @@ struct ForwardParams {
 
   char* workspace = nullptr;  // the caller's device memory, at a multiple of 16 bytes
 };
+
+// A key j with (j + key_phase) % 32 == 0 begins a group of dropout. Key tiles and splits begin at
+// such keys, so that a group lies in one tile.
+constexpr int32_t key_phase(const ForwardParams& p) {
+  return p.dropout.enabled ? static_cast<int32_t>(p.dropout.key_base & 31) : 0;
+}
 
 // The most queries of a sequence whose heads share tiles.
 constexpr int32_t most_packed_queries(const ForwardParams& p) {

@@ -46,6 +46,7 @@ void register_call(Device& device, const AttentionInputs& inputs, const Attentio
   }
   register_view(device, outputs.out, {.name = "out", .initialised = false});
   register_view(device, outputs.lse, {.name = "lse", .initialised = false});
+  register_view(device, outputs.keep, {.name = "keep", .initialised = false});
 }
 
 Status emulate_forward(const AttentionInputs& inputs, const AttentionOutputs& outputs,
@@ -67,7 +68,8 @@ Status emulate_forward(const AttentionInputs& inputs, const AttentionOutputs& ou
 ChangeParams split_by(int32_t keys) {
   return [keys](ForwardParams& params) {
     params.split_keys = keys;
-    params.num_splits = static_cast<int32_t>(ceil_div(int64_t{params.max_seqlen_k} + 31, keys));
+    params.num_splits = static_cast<int32_t>(
+        std::max<int64_t>(1, ceil_div(params.max_seqlen_k + key_phase(params), keys)));
   };
 }
 

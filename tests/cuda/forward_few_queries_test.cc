@@ -66,15 +66,16 @@ Case decode_case(int64_t head_dim = 40) {
 }
 
 // Every feature that a kernel looks up by query or head.
-Case rich_case(int64_t head_dim, int64_t group_size, int64_t seqlen_q) {
+Case rich_case(int64_t head_dim, int64_t group_size, int64_t seqlen_q,
+               DType dtype = DType::kFloat16) {
   Case c = decode_case(head_dim);
-  c.dtype = DType::kFloat16;
+  c.dtype = dtype;
   c.batch = 1;
   c.seqlen_q = seqlen_q;
   c.seqlen_k = 170;
   c.num_heads_q = c.num_heads_kv * group_size;
   c.window_left = 120;
-  c.bias = {true, DType::kFloat16, {c.num_heads_q, c.seqlen_q, c.seqlen_k}};
+  c.bias = {true, dtype, {c.num_heads_q, c.seqlen_q, c.seqlen_k}};
   c.mask = {true, DType::kBool, {c.num_heads_q, c.seqlen_q, c.seqlen_k}};
   c.alibi_rank = 1;
   c.sink = true;
@@ -115,8 +116,8 @@ TEST(FewQueries, OneSplitHasTheBitsOfNone) {
 
 TEST(FewQueries, SplitsAreAccurate) {
   for (const int64_t head_dim : {40, 100, 256}) {
-    for (const int64_t group_size : {1, 4}) {
-      Case c = rich_case(head_dim, group_size, 7);
+    for (const DType dtype : {DType::kFloat16, DType::kFloat32}) {
+      const Case c = rich_case(head_dim, head_dim == 100 ? 1 : 4, 7, dtype);
       const Values values = make_values(c);
       EXPECT_TRUE(accurate(c, values, run(c, values, split_by(64)).results)) << describe(c);
       Case plain = decode_case(head_dim);
@@ -265,6 +266,40 @@ TEST(FewQueries, PackingReadsKeysOnce) {
   print("one head", apart);
   print("packed", together);
   print("2 splits", split);
+}
+
+// float32 has packed kernels alone, whose bits depend on schedule and layout as little.
+TEST(FewQueries, Float32) {
+  const Case c = rich_case(100, 2, 20, DType::kFloat32);
+  const Values values = make_values(c);
+  for (const ChangeParams& change : {ChangeParams(), split_by(64)}) {
+    const Results expected = run(c, values, change).results;
+    EXPECT_TRUE(accurate(c, values, expected));
+    for (uint64_t seed = 2; seed < 6; ++seed) {
+      const Options options = {.schedule = kSchedules[seed % 4],
+                               .completion = kCompletions[seed % 3],
+                               .block_order = kBlockOrders[seed % 3],
+                               .seed = seed};
+      EXPECT_TRUE(same_bits(expected, run(c, values, change, options).results));
+    }
+  }
+}
+
+TEST(FewQueries, Float32IsolatesSpecialValues) {
+  Case c = decode_case(200);
+  c.dtype = DType::kFloat32;
+  c.batch = 1;
+  c.seqlen_q = 40;
+  c.seqlen_k = 70;
+  c.mask = {true, DType::kBool, {c.seqlen_q, c.seqlen_k}};
+  const Values values = make_values(c);
+  Values tainted = values;
+  tainted.v.put(kNaN, 0, 44, 1, 3);
+  EXPECT_TRUE(same_bits(run(c, values).results, run(c, tainted).results,
+                        [&](const auto& name, const auto& at) {
+                          return name == "out" && at[2] / 2 == 1 && at[3] == 3 &&
+                                 visible(c, values, 0, at[2], at[1], 44);
+                        }));
 }
 
 // Where the large tiles of head_dim 256 do not fit, the small ones serve all sequences.

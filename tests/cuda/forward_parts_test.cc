@@ -95,7 +95,7 @@ TEST(Forward, RefusesByName) {
     return status.message();
   };
   EXPECT_EQ(refusal([](Case& c) { c.dtype = DType::kFloat64; }),
-            "q: is float64, but the CUDA kernels take float16 and bfloat16");
+            "q: is float64, but the CUDA kernels take float16, bfloat16 and float32");
   EXPECT_EQ(refusal([](Case& c) { c.head_dim_v = 257; }),
             "head_dim: is 20 and head_dim_v 257, but the CUDA kernels take at most 256");
   EXPECT_EQ(refusal([](Case& c) {

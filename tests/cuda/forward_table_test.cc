@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The conformance table through the emulated forward kernel, against the float64 oracle: 900 cells
-// of generated cases besides the hand-written ones, or as many as ATTENTILE_CELLS says, or the one
-// that ATTENTILE_FILTER names.
+// The conformance table through the emulated forward kernel, against the float64 oracle: 800
+// cells of generated cases besides the hand-written ones, or as many as ATTENTILE_CELLS says, or
+// the one that ATTENTILE_FILTER names.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
-#include <set>
 
 #include "conformance/crash_report.h"
 #include "conformance/runner.h"
@@ -33,12 +32,11 @@ void report(const Summary& summary) {
   for (const conformance::Failure& failure : summary.failures) {
     ADD_FAILURE() << failure.cell << "\n  " << failure.what << "\n  " << failure.command;
   }
-  const std::set<std::string> kRefused = {
-      "flash2: block_mask: is given, but the CUDA kernels have no block patterns",
-      "flash2: keep: is given, but the CUDA kernels do not write it"};
   for (const auto& [reason, count] : summary.refusals) {
     const bool too_wide = reason.find("the CUDA kernels take at most 256") != std::string::npos;
-    EXPECT_TRUE(too_wide || kRefused.count(reason) == 1) << count << " refused: " << reason;
+    const bool patterned =
+        reason.find("the CUDA kernels have no block patterns") != std::string::npos;
+    EXPECT_TRUE(too_wide || patterned) << count << " refused: " << reason;
   }
   std::string worst;
   for (const auto& [name, ratio] : summary.worst_ratios) {
@@ -51,13 +49,18 @@ void report(const Summary& summary) {
 
 int64_t cells_wanted() {
   const char* text = std::getenv("ATTENTILE_CELLS");
-  return text != nullptr ? std::atoll(text) / 2 : 450;
+  return text != nullptr ? std::atoll(text) / 3 : 270;
 }
 
 TEST(ForwardTable, BFloat16) {
   conformance::install_crash_report();
   if (const char* filter = std::getenv("ATTENTILE_FILTER")) return report(run_table(filter, 1));
   report(run_table("dtype=bf16", cells_wanted()));
+}
+
+TEST(ForwardTable, Float32) {
+  if (std::getenv("ATTENTILE_FILTER") != nullptr) GTEST_SKIP() << "the other test runs the cell";
+  report(run_table("dtype=f32", cells_wanted()));
 }
 
 TEST(ForwardTable, Float16) {

@@ -9,6 +9,7 @@ autograd.Function where gradients are wanted. Else the operator of _ops.py is ca
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -50,7 +51,7 @@ def _alone(q: Any, k: Any, v: Any) -> bool:
 
 
 def _require_tensors(**tensors: Any) -> None:
-    """TypeError for what is no dense tensor in CPU memory, whichever way the call would go."""
+    """TypeError for what is no dense tensor, whichever way the call would go."""
     for name, tensor in tensors.items():
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{name}: was a {type(tensor).__name__}, expected a torch.Tensor")
@@ -246,20 +247,21 @@ def _refuse_gradients(tensors: dict[str, Any]) -> None:
 
 def _autocast(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
     """Inside autocast: floating-point tensors in its dtype, as torch's own attention."""
-    dtype = torch.get_autocast_dtype("cpu")
+    dtype = torch.get_autocast_dtype(tensors[0].device.type)
     return tuple(t.to(dtype) if t is not None and t.dtype in (torch.float32, torch.float16,
                                                               torch.bfloat16) else t
                  for t in tensors)
 
 
-def _operator_autocast(q: Tensor, k: Tensor, v: Tensor, *optional: Any, **scalars: Any) -> Any:
+def _operator_autocast(key: Any, q: Tensor, k: Tensor, v: Tensor, *optional: Any,
+                       **scalars: Any) -> Any:
     """attentile::forward inside autocast."""
-    with torch._C._ExcludeDispatchKeyGuard(
-            torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)):
+    with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
         return _ops.forward(*_autocast((q, k, v)), *optional, **scalars)
 
 
-_ops._LIBRARY.impl("forward", _operator_autocast, "AutocastCPU")
+for _key in (torch._C.DispatchKey.AutocastCPU, torch._C.DispatchKey.AutocastCUDA):
+    _ops._LIBRARY.impl("forward", functools.partial(_operator_autocast, _key), _key.name)
 
 
 def draw_dropout_state() -> Tensor:
@@ -272,13 +274,14 @@ def attention(
     num_threads: int | None = None, progress: Callable[[float], object] | None = None,
     **keywords: Unpack[Keywords],
 ) -> Any:
-    """`attentile.attention` on CPU tensors of torch, with gradients for q, k, v, bias and sink.
+    """`attentile.attention` on tensors of torch, with gradients for q, k, v, bias and sink.
 
     Shapes, keywords, results and errors are those of `attentile.attention`. Differences: lse is
     differentiable too; num_threads defaults to torch.get_num_threads(); dropout without a
     dropout_seed draws one from torch's generator. Works under autocast, torch.compile(fullgraph),
     torch.export, torch.func.grad and vmap; forward-mode derivatives raise NotImplementedError.
-    return_keep, progress and num_threads are for eager calls.
+    return_keep, progress and num_threads are for eager calls. Tensors on a GPU take torch's current
+    stream; docs/gpu.md tells what runs there.
     """
     optional, scalars = split(keywords) if keywords else ((), {})
     state = None
@@ -298,7 +301,7 @@ def attention(
             optional = (*optional, *(None,) * (len(TENSORS) - len(optional)), state)
         out, lse = _ops.forward(q, k, v, *optional, **_ops.scalars_of(scalars))
         return (out, lse) if return_lse else out
-    if _is_any_autocast() and torch.is_autocast_enabled("cpu"):
+    if _is_any_autocast() and torch.is_autocast_enabled(q.device.type):
         q, k, v = _autocast((q, k, v))
     if state is not None:
         seed, offset = state.tolist()
@@ -353,7 +356,7 @@ def attention_backward(
     dlse: Tensor | None = None, num_threads: int | None = None,
     progress: Callable[[float], object] | None = None, **keywords: Unpack[Keywords],
 ) -> Gradients:
-    """`attentile.attention_backward` on CPU tensors of torch."""
+    """`attentile.attention_backward` on tensors of torch."""
     optional, scalars = split(keywords)
     if scalars.get("dropout_p", 0.0) and "dropout_seed" not in scalars:
         raise ValueError("dropout_seed: is missing, expected that of the forward call")

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operators attentile::forward and attentile::backward: schema, CPU kernels, fake kernels.
+"""The operators attentile::forward and attentile::backward: schema, kernels for CPU and
+CUDA, fake kernels.
 
 Compiled graphs, vmap and tensor subclasses see these operators; eager calls on plain tensors reach
 the binding without the dispatcher (_autograd.py), which costs less than one microsecond a tensor.
@@ -23,7 +24,8 @@ SCALARS: dict[str, Any] = {
     "position_offset": None, "window_left": -1, "window_right": -1, "softcap": 0.0,
     "dropout_p": 0.0, "dropout_seed": 0, "dropout_offset": 0, "query_base": 0, "key_base": 0,
     "head_base": 0, "batch_base": 0, "dropout_num_heads_q": 0, "block_size_q": 0,
-    "block_size_k": 0, "algorithm": "auto", "isa": "auto", "fast_memory_bytes": 0}
+    "block_size_k": 0, "algorithm": "auto", "isa": "auto", "fast_memory_bytes": 0,
+    "max_seqlen_q": 0, "max_seqlen_k": 0}
 _TYPES = {str: "str", bool: "bool", int: "SymInt", float: "float"}
 _OPTIONAL = {"softmax_scale": "float?", "position_offset": "SymInt?"}
 
@@ -87,8 +89,8 @@ def new_lse(q: Tensor, layout: str) -> Tensor:
     return q.new_empty(shape, dtype=torch.float32)
 
 
-def _forward_cpu(q: Tensor, k: Tensor, v: Tensor, *optional: Tensor | None,
-                 **scalars: Any) -> tuple[Tensor, Tensor]:
+def _forward_here(q: Tensor, k: Tensor, v: Tensor, *optional: Tensor | None,
+                  **scalars: Any) -> tuple[Tensor, Tensor]:
     tensors, dropout_state = _split_state(optional)
     out, lse = new_out(q, v), new_lse(q, scalars.get("layout", "bshd"))
     _core.forward((q, k, v, out, lse, None, *tensors), _options(scalars, dropout_state),
@@ -127,8 +129,8 @@ def _present(gradients: tuple[Tensor | None, ...], like: Tensor) -> tuple[Tensor
     return tuple(like.new_empty(0) if g is None else g for g in gradients)
 
 
-def _backward_cpu(dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor,
-                  *rest: Any, needs_dbias: bool, **scalars: Any) -> tuple[Tensor, ...]:
+def _backward_here(dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor,
+                   *rest: Any, needs_dbias: bool, **scalars: Any) -> tuple[Tensor, ...]:
     out, lse, *optional = rest
     tensors, dropout_state = _split_state(tuple(optional))
     dq, dk, dv, dbias, dsink = _backward_gradients(tensors, q, k, v, needs_dbias)
@@ -143,8 +145,9 @@ def _backward_fake(dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: T
     return _present(_backward_gradients(tensors, q, k, v, needs_dbias), q)
 
 
-_LIBRARY.impl("forward", _forward_cpu, "CPU")
-_LIBRARY.impl("backward", _backward_cpu, "CPU")
+for _key in ("CPU", "CUDA"):
+    _LIBRARY.impl("forward", _forward_here, _key)
+    _LIBRARY.impl("backward", _backward_here, _key)
 torch.library.register_fake("attentile::forward", _forward_fake, lib=_LIBRARY)
 torch.library.register_fake("attentile::backward", _backward_fake, lib=_LIBRARY)
 

@@ -23,6 +23,8 @@ template <class T>
 inline constexpr bool kIsFloat16 = __is_same(T, Float16);
 template <class T>
 inline constexpr bool kIsBFloat16 = __is_same(T, BFloat16);
+template <class T>
+inline constexpr bool kIsFloat32 = __is_same(T, float);
 
 // a * b + c, rounded once; a * b; a + b; all to nearest even.
 ATTENTILE_DEVICE float fma_rn(float a, float b, float c) {
@@ -157,11 +159,19 @@ ATTENTILE_DEVICE float cvt_f32(uint32_t pair, int half) {
 // One element.
 template <class T>
 ATTENTILE_DEVICE float to_f32(T element) {
-  return cvt_f32<T>(element.bits, 0);
+  if constexpr (kIsFloat32<T>) {
+    return element;
+  } else {
+    return cvt_f32<T>(element.bits, 0);
+  }
 }
 template <class T>
 ATTENTILE_DEVICE T from_f32(float value) {
-  return {static_cast<uint16_t>(cvt_rn_x2<T>(value, 0.0f))};
+  if constexpr (kIsFloat32<T>) {
+    return value;
+  } else {
+    return {static_cast<uint16_t>(cvt_rn_x2<T>(value, 0.0f))};
+  }
 }
 
 // cvt.rna.tf32.f32: to 10 fraction bits, to nearest, ties away from zero; the low 13 bits are 0.

@@ -24,6 +24,7 @@
 
 #include "cuda/device/device.h"
 #include "cuda/params.h"
+#include "cuda/sm80/fma_products.h"
 #include "cuda/sm80/mma_products.h"
 #include "cuda/sm80/online_softmax.h"
 #include "cuda/sm80/scores.h"
@@ -42,17 +43,18 @@ template <class T, int kHeadDimClass, bool kHasOptions, bool kPacked = false>
 struct Forward {
   static constexpr int kHeadDim = kHeadDimClass;
   static constexpr int kRowTiles = !kPacked && kHeadDim <= (kHasOptions ? 64 : 128) ? 2 : 1;
-  static constexpr int kWarps = kPacked ? 4 : 8 / kRowTiles;
+  static constexpr int kWarps = !kPacked ? 8 / kRowTiles : kIsFloat32<T> && kHeadDim > 128 ? 2 : 4;
   static constexpr int kThreads = kWarps * kWarpSize;
   static constexpr int kMinBlocksPerSm = kPacked ? 2 : kRowTiles;
   static constexpr int kWarpRows = 16 * kRowTiles;
   static constexpr int kTileM = kWarps * kWarpRows;
-  static constexpr int kTileN = 64;
+  static constexpr int kTileN = kIsFloat32<T> ? 32 : 64;
 
   using Params = ForwardParams;
   using Task = std::conditional_t<kPacked, PackedTask, BlockTask>;
   using Slot = SlotOf<Task>;
-  using Products = MmaProducts<T, kHeadDim, kRowTiles, kTileM, kTileN>;
+  using Products = std::conditional_t<kIsFloat32<T>, FmaProducts<kHeadDim, kTileM, kTileN>,
+                                      MmaProducts<T, kHeadDim, kRowTiles, kTileM, kTileN>>;
   using QueryTile = typename Products::QueryTile;  // then the rows of out
   using KeyTile = typename Products::KeyTile;
   using Scores = typename Products::Scores;
@@ -263,6 +265,8 @@ struct Forward {
     if (first_row(task) >= task.q_end) return;
     if (is_part(arena.task)) {
       store_partials(p, task, rows);
+    } else if constexpr (kIsFloat32<T>) {
+      store_float32(p, task, rows);
     } else {
       store_rows_of_out(p, arena, task, rows);
     }
@@ -302,6 +306,27 @@ struct Forward {
     });
   }
 
+  // The same where nothing is rounded and nothing has to be exchanged.
+  ATTENTILE_DEVICE static void store_float32(const Params& p, const Task& task, const Rows& rows) {
+    ATTENTILE_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const RowEnd end = close(p, task, rows, 0, half);
+      const int32_t row = row_at(task, 0, half);
+      if (row >= task.q_end) continue;
+      float* to = const_cast<float*>(row_of(p, p.out, task, row));
+      ATTENTILE_UNROLL
+      for (int n = 0; n < kHeadDim / 8; ++n) {
+        ATTENTILE_UNROLL
+        for (int e = 0; e < 2; ++e) {
+          const int32_t column = Products::column_of(n, static_cast<int>(lane_idx() % 4)) + e;
+          if (column >= p.head_dim_v) continue;
+          const float value = mul_rn(rows.acc_o[0][n].value[2 * half + e], end.factor);
+          st_global(to + column * p.out.stride[3], end.dead ? 0.0f : value);
+        }
+      }
+    }
+  }
+
   // This thread's row of a row tile and half.
   ATTENTILE_DEVICE static int32_t row_at(const Task& task, int m, int half) {
     return first_row(task) + 16 * m + 8 * half + static_cast<int32_t>(lane_idx() / 4);
@@ -331,15 +356,14 @@ struct Forward {
       if (row >= task.q_end) continue;
       const int64_t of = Partials::row(p, task.b, head_of(p, task, row), query_of(p, task, row));
       float* o = Partials::o(p, of, task.split);
-      const int32_t first = 2 * static_cast<int32_t>(lane_idx() % 4);
       ATTENTILE_UNROLL
       for (int n = 0; n < kHeadDim / 8; ++n) {
         const float* pair = rows.acc_o[0][n].value + 2 * half;
-        if (8 * n + first >= partial_columns(p)) continue;
-        st_global(reinterpret_cast<Partials::Pair*>(o + 8 * n + first),
-                  Partials::Pair{pair[0], pair[1]});
+        const int32_t column = Products::column_of(n, static_cast<int>(lane_idx() % 4));
+        if (column >= partial_columns(p)) continue;
+        st_global(reinterpret_cast<Partials::Pair*>(o + column), Partials::Pair{pair[0], pair[1]});
       }
-      if (first == 0) {
+      if (lane_idx() % 4 == 0) {
         st_global(Partials::state(p, of, task.split),
                   Partials::Pair{rows.row_max[0][half], rows.row_sum[0][half]});
       }

@@ -20,6 +20,9 @@ struct MmaProducts {
   using Scores = ScoreTile<kRowTiles, kTileN / 8>;
   using Rows = RowState<kRowTiles, kHeadDim>;
 
+  // Column of O in element 0 (or 2) of accumulator n.
+  ATTENTILE_DEVICE static constexpr int column_of(int n, int t) { return 8 * n + 2 * t; }
+
   // S = Q K^T, of the rows from first_row on. A fragment 16 rows further down a tile lies 16 rows
   // of a panel further on, as the swizzle repeats every 8.
   ATTENTILE_DEVICE static void multiply_queries(QueryTile q_tile, KeyTile k_tile,

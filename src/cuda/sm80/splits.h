@@ -13,12 +13,6 @@
 
 namespace attentile::cuda {
 
-// A key j with (j + key_phase) % 32 == 0 begins a group of dropout. Tiles and splits begin at such
-// keys, so that a group lies in one tile.
-ATTENTILE_DEVICE int32_t key_phase(const ForwardParams& p) {
-  return p.dropout.enabled ? static_cast<int32_t>(p.dropout.key_base & 31) : 0;
-}
-
 // Split i: keys [first_key + i * split_keys, first_key + (i + 1) * split_keys) of the sequence.
 struct KeySplits {
   int64_t first_key = 0;

@@ -10,12 +10,13 @@
 
 namespace attentile::cuda {
 
-// 16 bytes of 16-bit elements.
+// 16 bytes of elements.
+template <class T>
+inline constexpr int kChunkOf = 16 / static_cast<int>(sizeof(T));
 template <class T>
 struct alignas(16) Chunk {
-  T element[8];
+  T element[kChunkOf<T>];
 };
-inline constexpr int kChunk = 8;
 
 // Row r of the tile is item first + r of the source, which is there if it lies in [begin, end).
 struct TileRows {
@@ -31,7 +32,7 @@ template <class T>
 ATTENTILE_DEVICE Chunk<T> load_elements(const T* from, int count, int64_t stride) {
   Chunk<T> chunk = {};
   ATTENTILE_UNROLL
-  for (int e = 0; e < kChunk; ++e) {
+  for (int e = 0; e < kChunkOf<T>; ++e) {
     if (e < count) chunk.element[e] = ld_global_nc(from + e * stride);
   }
   return chunk;
@@ -41,7 +42,7 @@ ATTENTILE_DEVICE Chunk<T> load_elements(const T* from, int count, int64_t stride
 template <int kThreads, class Tile, class T>
 struct ChunkMap {
   static constexpr int kPanelColumns = static_cast<int>(Tile::kPanelBytes / sizeof(T));
-  static constexpr int kRowThreads = kPanelColumns / kChunk;
+  static constexpr int kRowThreads = kPanelColumns / kChunkOf<T>;
   static constexpr int kRowStep = kThreads / kRowThreads;
 };
 
@@ -55,7 +56,7 @@ ATTENTILE_DEVICE void load_tile(SharedTile<T, kRows, kColumns> tile, const TileR
   using Map = ChunkMap<kThreads, Tile, T>;
   const int thread = static_cast<int>(opaque(thread_idx()));
   const int first_row = thread / Map::kRowThreads;
-  const int first_column = thread % Map::kRowThreads * kChunk;
+  const int first_column = thread % Map::kRowThreads * kChunkOf<T>;
   const int first_item = rows.first + first_row - rows.begin;
   const int num_columns = rows.columns - first_column;
   const SharedAddress to = tile.at(first_row, first_column);
@@ -82,7 +83,7 @@ ATTENTILE_DEVICE void load_scattered(SharedTile<T, kRows, kColumns> tile, const 
                                      Address address) {
   using Map = ChunkMap<kThreads, SharedTile<T, kRows, kColumns>, T>;
   const int thread = static_cast<int>(opaque(thread_idx()));
-  const int first_column = thread % Map::kRowThreads * kChunk;
+  const int first_column = thread % Map::kRowThreads * kChunkOf<T>;
   ATTENTILE_ROLL
   for (int row = thread / Map::kRowThreads; row < kRows; row += Map::kRowStep) {
     const int item = rows.first + row;
@@ -91,7 +92,7 @@ ATTENTILE_DEVICE void load_scattered(SharedTile<T, kRows, kColumns> tile, const 
     ATTENTILE_ROLL
     for (int column = first_column; column < kColumns; column += Map::kPanelColumns) {
       const int left = present ? rows.columns - column : 0;
-      const int count = left < 0 ? 0 : left < kChunk ? left : kChunk;
+      const int count = left < 0 ? 0 : left < kChunkOf<T> ? left : kChunkOf<T>;
       if (rows.in_chunks) {
         cp_async_if(tile.at(row, column), from + column, count > 0);
       } else {
@@ -118,17 +119,17 @@ ATTENTILE_DEVICE void store_scattered(SharedTile<T, kRows, kColumns> tile, int f
   using Map = ChunkMap<kWarpSize, SharedTile<T, kRows, kColumns>, T>;
   const int lane = static_cast<int>(lane_idx());
   for (int panel = 0; panel < kColumns; panel += Map::kPanelColumns) {
-    const int column = panel + lane % Map::kRowThreads * kChunk;
+    const int column = panel + lane % Map::kRowThreads * kChunkOf<T>;
     if (column >= out.columns) continue;
     for (int row = lane / Map::kRowThreads; row < out.count; row += Map::kRowStep) {
       const auto values = ld_shared<Chunk<T>>(tile.at(first + row, column));
       T* to = address(row) + column * out.column_stride;
-      if (out.in_chunks && column + kChunk <= out.columns) {
+      if (out.in_chunks && column + kChunkOf<T> <= out.columns) {
         st_global_cs(reinterpret_cast<Chunk<T>*>(to), values);
         continue;
       }
       ATTENTILE_UNROLL
-      for (int e = 0; e < kChunk; ++e) {
+      for (int e = 0; e < kChunkOf<T>; ++e) {
         if (column + e < out.columns) st_global_cs(to + e * out.column_stride, values.element[e]);
       }
     }
