@@ -112,7 +112,7 @@ Status check_forward(const Problem& p, const DeviceLimits& limits) {
                        " bytes of shared memory, but the CUDA kernels need " +
                        std::to_string(kSharedBytes));
   }
-  if (packs_all(p, limits) && p.max_seqlen_q > kMostRows / std::max<int64_t>(p.group_size, 1)) {
+  if (packs_all(p, limits) && p.max_seqlen_q > kMostRows / max64(p.group_size, 1)) {
     return unsupported("q: seqlen_q is " + std::to_string(p.max_seqlen_q) + " with " +
                        std::to_string(p.group_size) +
                        " heads a group, together beyond 2^31 - 1024");
@@ -134,7 +134,7 @@ ForwardParams make_forward_params(const Problem& p, const DeviceLimits& limits) 
   ForwardParams params;
   params.batch = static_cast<int32_t>(p.batch);
   params.num_heads_q = static_cast<int32_t>(p.num_heads_q);
-  params.group_size = static_cast<int32_t>(std::max<int64_t>(p.group_size, 1));
+  params.group_size = static_cast<int32_t>(max64(p.group_size, 1));  // 0 without heads
   params.head_dim = static_cast<int32_t>(p.head_dim);
   params.head_dim_v = static_cast<int32_t>(p.head_dim_v);
   params.max_seqlen_q = static_cast<int32_t>(p.max_seqlen_q);

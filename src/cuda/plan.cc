@@ -13,6 +13,7 @@ namespace attentile::cuda {
 namespace {
 
 constexpr int64_t kMostBlocks = (int64_t{1} << 31) - 1;  // of a grid's first dimension
+constexpr int64_t kMostRows = int64_t{1} << 52;          // of all heads and batch entries
 constexpr int32_t kMostThreads = 1024;                   // of a block
 constexpr int32_t kThreadsPerSm = 2048;
 constexpr int32_t kBlocksPerSm = 32;
@@ -63,15 +64,16 @@ void for_launches(const Problem& problem, const DeviceLimits& limits, Visit visi
   }
 }
 
-// Grids are counted in int64: rows x heads x batch entries are fewer.
+// Grids and workspaces are counted in int64, up to 2^8 times what is counted here.
 Status check_amount(const Problem& p) {
   int64_t count = max64(max64(p.max_seqlen_q, p.max_seqlen_k), 1);
   bool many = __builtin_mul_overflow(count, max64(p.num_heads_q, 1), &count);
   many = __builtin_mul_overflow(count, max64(p.batch, 1), &count) || many;
-  if (!many) return {};
-  return unsupported("q, k: the longest sequence x num_heads_q " + std::to_string(p.num_heads_q) +
-                     " x batch " + std::to_string(p.batch) +
-                     " is 2^63 or more, beyond what a grid can have");
+  if (!many && count <= kMostRows) return {};
+  return unsupported("q, k: the longest sequence, which is " +
+                     std::to_string(max64(p.max_seqlen_q, p.max_seqlen_k)) + ", x num_heads_q " +
+                     std::to_string(p.num_heads_q) + " x batch " + std::to_string(p.batch) +
+                     " is beyond 2^52, what a call on a GPU can have");
 }
 
 // Arrays that have no memory, of a plan or without elements, look like those that have.

