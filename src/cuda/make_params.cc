@@ -28,6 +28,7 @@ namespace {
 constexpr double kLog2EInDouble = 1.4426950408889634;
 // Rows and positions are 32-bit in kernels, with room for a tile beyond the last.
 constexpr int64_t kMostRows = (int64_t{1} << 31) - 1024;
+constexpr int64_t kMostBlocks = (int64_t{1} << 31) - 1;
 
 IndexParams make_index(const IndexArray& array) {
   return {array.data, array.stride};
@@ -81,6 +82,17 @@ void choose_splits(const Problem& p, const DeviceLimits& limits, ForwardParams& 
       std::max<int64_t>(1, ceil_div(p.max_seqlen_k + key_phase(params), params.split_keys)));
 }
 
+// Of a launch: at least as many as any kernel for the call asks for.
+__int128 most_blocks(const Problem& p, const DeviceLimits& limits) {
+  constexpr int64_t kLeastTileRows = 32;
+  ForwardParams params = make_forward_params(p, limits);
+  const int64_t packed_rows = int64_t{most_packed_queries(params)} * p.group_size;
+  const __int128 heads = static_cast<__int128>(p.batch) * p.num_heads_kv;
+  const __int128 many = heads * p.group_size * ceil_div(p.max_seqlen_q, kLeastTileRows);
+  const __int128 few = heads * params.num_splits * ceil_div(packed_rows, kLeastTileRows);
+  return many > few ? many : few;
+}
+
 Status unsupported(const std::string& what) {
   return Status(StatusCode::kUnsupported, what);
 }
@@ -111,6 +123,9 @@ Status check_forward(const Problem& p, const DeviceLimits& limits) {
   if (std::max({p.max_seqlen_q, p.max_seqlen_k, p.page_size, p.batch, p.batch_k, p.num_heads_q}) >
       kMostRows) {
     return unsupported("q, k: a dimension is beyond 2^31 - 1024, what the CUDA kernels take");
+  }
+  if (most_blocks(p, limits) > kMostBlocks) {
+    return unsupported("q, k: the CUDA kernels would take more than 2^31 - 1 blocks");
   }
   return Status();
 }

@@ -73,6 +73,16 @@ ChangeParams split_by(int32_t keys) {
   };
 }
 
+void one_head(ForwardParams& params) {
+  params.few_queries = 0;
+  params.num_splits = 1;
+}
+
+void packed(ForwardParams& params) {
+  one_head(params);
+  params.all_packed = true;
+}
+
 conformance::EntryResult run_emulator(const conformance::Case& c, const conformance::Oracle& oracle,
                                       const conformance::Cell&, uint64_t layout_seed) {
   using conformance::Placement;
@@ -83,7 +93,8 @@ conformance::EntryResult run_emulator(const conformance::Case& c, const conforma
                                     .block_order = kBlockOrders[layout_seed / 32 % 3],
                                     .seed = layout_seed};
   conformance::EntryResult result;
-  const ChangeParams change = layout_seed / 128 % 2 == 0 ? ChangeParams() : split_by(64);
+  const ChangeParams changes[] = {{}, split_by(64), one_head, packed};
+  const ChangeParams& change = changes[layout_seed / 128 % 4];
   result.status =
       emulate_forward(call.inputs(), call.outputs(), options_of(c), device, nullptr, change);
   if (!result.status.ok()) return result;

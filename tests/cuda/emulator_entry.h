@@ -28,8 +28,13 @@ Status emulate_forward(const AttentionInputs& inputs, const AttentionOutputs& ou
 
 // Splits of `keys` keys, a multiple of 64, of sequences that have few queries.
 ChangeParams split_by(int32_t keys);
+// One kernel for every sequence, keys undivided: rows of one head a tile, or packed ones. float32
+// has the latter alone.
+void one_head(ForwardParams& params);
+void packed(ForwardParams& params);
 
-// The forward pass of a cell; schedule, completion and order of blocks differ from cell to cell.
+// The forward pass of a cell; schedule, completion, order of blocks, and kernels and splits where
+// there is a choice, differ from cell to cell.
 conformance::EntryResult run_emulator(const conformance::Case& c, const conformance::Oracle& oracle,
                                       const conformance::Cell& cell, uint64_t layout_seed);
 

@@ -44,16 +44,6 @@ Run run(const Case& c, const Values& values, const ChangeParams& change = {},
   return run;
 }
 
-// One kernel for every sequence, keys undivided: rows of one head a tile, or packed ones.
-void one_head(ForwardParams& params) {
-  params.few_queries = 0;
-  params.num_splits = 1;
-}
-void packed(ForwardParams& params) {
-  one_head(params);
-  params.all_packed = true;
-}
-
 // A few queries of 4 heads in 2 groups, the last ones of 300 keys.
 Case decode_case(int64_t head_dim = 40) {
   Case c = conformance::base_case(DType::kBFloat16);
@@ -315,6 +305,10 @@ TEST(FewQueries, SmallTilesServeLittleSharedMemory) {
   ASSERT_TRUE(problem.ok());
   DeviceLimits small = {.shared_bytes_per_block = 99 * 1024};
   EXPECT_TRUE(check_forward(*problem, small).ok());
+  EXPECT_EQ((Forward<BFloat16, 256, true>::kSharedBytes), uint32_t{kLargestSharedBytes});
+  EXPECT_LE((Forward<BFloat16, 192, true>::kSharedBytes), uint32_t{kSharedBytes});
+  EXPECT_LE((Forward<BFloat16, 256, true, true>::kSharedBytes), uint32_t{kSharedBytes});
+  EXPECT_LE((Forward<float, 256, true, true>::kSharedBytes), uint32_t{kSharedBytes});
   EXPECT_TRUE(make_forward_params(*problem, small).all_packed);
   EXPECT_FALSE(make_forward_params(*problem).all_packed);
   EXPECT_TRUE(same_bits(run(c, values).results, run(c, values, packed).results));

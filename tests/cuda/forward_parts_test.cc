@@ -162,10 +162,13 @@ TEST(Forward, LyingIndexArraysStayInside) {
     for (std::vector<int32_t>* array : {&table, &used, &cu_seqlens}) {
       const std::vector<int32_t> truth = *array;
       (*array)[1] = lie;
-      Report report;
-      (void)emulator::run_forward(device, *problem, &report);
-      EXPECT_TRUE(report.completed);
-      EXPECT_FALSE(report.has(Fault::kOutOfBounds)) << report.text();
+      for (const auto change : {one_head, packed}) {
+        ForwardParams params = make_forward_params(*problem);
+        change(params);
+        const Report report = emulator::run_forward(device, problem->dtype, params);
+        EXPECT_TRUE(report.completed);
+        EXPECT_FALSE(report.has(Fault::kOutOfBounds)) << report.text();
+      }
       *array = truth;
     }
   }

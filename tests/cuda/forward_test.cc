@@ -159,6 +159,8 @@ TEST(Forward, SpecialValuesReachWhoSeesThem) {
 TEST(Forward, WhatNobodySeesHasNoEffect) {
   for (const int kind : {0, 1, 2, 3}) {
     Case c = causal_case(96);
+    c.num_heads_q = 2;
+    c.num_heads_kv = 1;
     if (kind == 0) c.position_offset = -40;
     if (kind == 1) c.window_left = 9;
     if (kind == 2) c.mask = {true, DType::kBool, {c.batch, 1, 1, c.seqlen_k}};
@@ -207,6 +209,16 @@ TEST(Forward, NoKeysAtAll) {
   const Results got = run(c, make_values(c)).results;
   EXPECT_TRUE(conformance::all_zero(got.out));
   EXPECT_EQ(got.lse.at(1, 2, 3), -kInfinity64);
+}
+
+TEST(Forward, NothingToDo) {
+  for (const int what : {0, 1, 2}) {
+    Case c = forward_case();
+    if (what == 0) c.batch = 0;
+    if (what == 1) c.num_heads_q = c.num_heads_kv = 0;
+    if (what == 2) c.seqlen_q = 0;
+    EXPECT_EQ(run(c, make_values(c)).report.instructions, 0u) << what;
+  }
 }
 
 // Logits up to 1e30, all alike but for one row of keys: the largest is subtracted first.

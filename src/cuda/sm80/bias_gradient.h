@@ -39,7 +39,10 @@ struct BiasGradient {
     BlockTask task;
     task.warp = warp_idx();
     for (task.b = block.b.begin; task.b < block.b.end; ++task.b) {
-      find_sequence(p.call, task);
+      const RowRange queries = query_rows(p.call, task.b);
+      task.seqlen_q = queries.length;
+      task.row_q = queries.first;
+      find_keys(p.call, task);
       for (task.h = block.h.begin; task.h < block.h.end; ++task.h) {
         task.kv_h = task.h / p.call.group_size;
         const int32_t q_end = block.q.end < task.seqlen_q ? block.q.end : task.seqlen_q;
@@ -85,21 +88,6 @@ struct BiasGradient {
     block.h = range(shape[1], p.call.num_heads_q, next(static_cast<uint32_t>(shape[1])), 1);
     block.b = range(shape[0], p.call.batch, next(static_cast<uint32_t>(shape[0])), 1);
     return block;
-  }
-
-  // What depends on the batch entry alone.
-  ATTENTILE_DEVICE static void find_sequence(const ForwardParams& p, BlockTask& task) {
-    const RowRange queries = query_rows(p, task.b);
-    const RowRange keys = key_rows(p, task.b);
-    task.seqlen_q = queries.length;
-    task.row_q = queries.first;
-    task.row_k = keys.first;
-    task.batch_k = p.cu_seqlens_k.data != nullptr ? 0 : task.b;
-    const BandMask band = {.seqlen_k = keys.length,
-                           .offset = position_offset(p, queries.length, keys.length),
-                           .window_left = p.window_left,
-                           .window_right = p.window_right};
-    task.band = narrow(band);
   }
 
   // The block's keys that a tile of queries sees.

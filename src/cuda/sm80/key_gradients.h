@@ -45,24 +45,17 @@ ATTENTILE_DEVICE KeyTask find_key_task(const ForwardParams& p) {
   tile.b = static_cast<int32_t>(head / num_heads_kv);
   tile.h = tile.kv_h * p.group_size;
   const RowRange queries = query_rows(p, tile.b);
-  const RowRange keys = key_rows(p, tile.b);
   RowRange given = {0, p.max_seqlen_k};
   if (p.cu_seqlens_k.data != nullptr) {
     given = packed_rows(p.cu_seqlens_k, tile.b, p.total_k, p.max_seqlen_k);
   }
   tile.seqlen_q = queries.length;
   tile.row_q = queries.first;
-  tile.row_k = keys.first;
-  tile.batch_k = p.cu_seqlens_k.data != nullptr ? 0 : tile.b;
+  find_keys(p, tile);
   task.k0 = static_cast<int32_t>(block_idx().x % tiles) * kTileN - key_shift(p);
   task.stored = static_cast<int32_t>(min64(task.k0 + kTileN, given.length));
   tile.k_begin = task.k0 < 0 ? 0 : task.k0;
-  tile.k_end = static_cast<int32_t>(min64(task.stored, keys.length));
-  const BandMask band = {.seqlen_k = keys.length,
-                         .offset = position_offset(p, queries.length, keys.length),
-                         .window_left = p.window_left,
-                         .window_right = p.window_right};
-  tile.band = narrow(band);
+  tile.k_end = task.stored < tile.band.seqlen_k ? task.stored : tile.band.seqlen_k;
   // Queries i with lo(i) < k_end and hi(i) > k_begin.
   tile.q_begin = static_cast<int32_t>(
       clamp64(int64_t{tile.k_begin} - tile.band.hi_shift + 1, 0, queries.length));
