@@ -24,7 +24,7 @@ install(EXPORT attentile FILE attentileTargets.cmake NAMESPACE attentile::
         DESTINATION "${package_dir}")
 
 # A static library's users link what it needs; with a shared one that is nobody's business.
-set(private_libs "-lstdc++ -lm -pthread")
+set(private_libs "-lstdc++ -lm -pthread -ldl")
 if(BUILD_SHARED_LIBS)
   set(libs "")
 else()
