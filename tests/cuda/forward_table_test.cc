@@ -48,7 +48,8 @@ void report(const Summary& summary) {
 }
 
 int64_t cells_wanted() {
-  const char* text = std::getenv("ATTENTILE_CELLS");
+  const char* text = std::getenv("ATTENTILE_EMULATED_CELLS");
+  if (text == nullptr) text = std::getenv("ATTENTILE_CELLS");
   return text != nullptr ? std::atoll(text) * 2 / 5 : 320;
 }
 
