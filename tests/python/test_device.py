@@ -83,11 +83,17 @@ def test_emulated_call_equals_the_cpu(tmp_path: Path) -> None:
 rng = np.random.default_rng(3)
 for tensor in (q, k, v):
     tensor.numpy()[:] = rng.standard_normal(tensor.shape)
-run(causal=True)
+try:
+    run(causal=True)
+except _core.UnsupportedError as error:
+    print(error)
 np.savez(sys.argv[1], q=q.numpy(), k=k.numpy(), v=v.numpy(), out=out.numpy(), lse=lse.numpy())
 """
     path = tmp_path / "call.npz"
-    script(text.replace("sys.argv[1]", repr(str(path))), str(EMULATED))
+    said = script(text.replace("sys.argv[1]", repr(str(path))), str(EMULATED))
+    if "belongs to another version" in said:
+        pytest.skip(said)
+    assert said == ""
     with np.load(path) as found:
         got = dict(found)
     out, lse = attentile.attention(got["q"], got["k"], got["v"], causal=True, return_lse=True)
