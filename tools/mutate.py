@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mutation check: does the unmodified test suite notice each small mistake of tests/mutants/?
 
-    python3 tools/mutate.py [--only PART_OF_NAME]... [--resume] [--jobs N] [--compiler CXX]
+    python3 tools/mutate.py [--only PART_OF_NAME]... [--sample N] [--resume] [--jobs N]
+                            [--compiler CXX]
     python3 tools/mutate.py --make NAME FILE OLD NEW WHAT     writes tests/mutants/NAME.patch
 
 A mutant is a one-hunk patch to a product file, preceded by a header of `Key: value` lines:
@@ -10,6 +11,9 @@ A mutant is a one-hunk patch to a product file, preceded by a header of `Key: va
     Mutant: what is wrong, in one line
     Tests: the folders of tests/ to try first (optional; the others follow, fastest first)
     Survives: why no test can notice it (only for mutants that are equivalent)
+
+Mutants of the CUDA kernels are judged by the tests on the emulated GPU alone (tests/cuda), which
+run every kernel. --sample N takes N mutants, spread over the list.
 
 The tree is copied to build/mutants/tree and built there once; its suite must pass. Then each mutant
 in turn is applied, the test programs are rebuilt and run, fastest first, until one fails. Prints
@@ -76,6 +80,7 @@ class Mutant:
         self.first = fields.get("Tests", "").split()
         self.survives = fields.get("Survives", "")
         self.file = re.search(r"^\+\+\+ b/(\S+)", text, flags=re.MULTILINE).group(1)
+        self.emulated = self.file.startswith(("src/cuda/device/", "src/cuda/sm80/"))
         if len(re.findall(r"^@@ ", text, flags=re.MULTILINE)) != 1:
             raise SystemExit(f"mutate: {path}: more than one hunk, expected one")
 
@@ -98,9 +103,10 @@ def suites():
     return {name: BUILD / "tests" / f"attentile_{name}_tests" for name in names}
 
 
-def run_suite(program, timeout):
+def run_suite(program, timeout, which="*"):
     """The name of the first failed test, or "" when all passed."""
-    status, out = run(program, "--gtest_brief=1", "--gtest_fail_fast=1", timeout=timeout)
+    status, out = run(program, "--gtest_brief=1", "--gtest_fail_fast=1", f"--gtest_filter={which}",
+                      timeout=timeout)
     if status == 0:
         return ""
     failed = re.search(r"^\[  FAILED  \] ([\w./]+)", out, flags=re.MULTILINE)
@@ -109,10 +115,13 @@ def run_suite(program, timeout):
     return "time-out" if status == 124 else f"ended with status {status}"
 
 
-def baseline(jobs):
-    """Seconds of every suite on the unmodified tree, fastest first."""
+def baseline(jobs, mutants):
+    """Seconds of the suites that judge, on the unmodified tree, fastest first."""
     seconds = {}
+    emulated = all(mutant.emulated for mutant in mutants)
     for folder, program in suites().items():
+        if emulated and folder != "cuda":
+            continue
         status, out = build(program.name, jobs)
         if status != 0:
             raise SystemExit(f"mutate: the unmodified tree does not build:\n{out[-4000:]}")
@@ -130,14 +139,18 @@ def judge(mutant, seconds, jobs):
     programs = suites()
     order = [f for f in mutant.first if f in seconds] + \
         [f for f in seconds if f not in mutant.first]
+    if mutant.emulated:
+        order = ["cuda"]
     for folder in order:
         status, out = build(programs[folder].name, jobs)
         if status != 0:
             error = re.search(r"error: .*", out)
             return "not built", error.group() if error else out[-300:]
-        failed = run_suite(programs[folder], 60 + TIMEOUT_FACTOR * seconds[folder])
-        if failed:
-            return "killed", f"{folder}: {failed}"
+        factor = 2 if mutant.emulated else TIMEOUT_FACTOR
+        for which in ("-*Table.*", "*Table.*") if mutant.emulated else ("*",):
+            failed = run_suite(programs[folder], 60 + factor * seconds[folder], which)
+            if failed:
+                return "killed", f"{folder}: {failed}"
     return "survived", mutant.survives or "no reason given"
 
 
@@ -157,6 +170,7 @@ def make(name, file, old, new, what):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", action="append", default=[], help="part of a mutant's name")
+    parser.add_argument("--sample", type=int, metavar="N", help="so many, spread over the list")
     parser.add_argument("--make", nargs=5, metavar=("NAME", "FILE", "OLD", "NEW", "WHAT"))
     parser.add_argument("--resume", action="store_true", help="judge only what is not judged yet")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
@@ -169,6 +183,9 @@ def main():
     mutants = [Mutant(path) for path in sorted((ROOT / "tests" / "mutants").glob("*.patch"))]
     if arguments.only:
         mutants = [m for m in mutants if any(part in m.name for part in arguments.only)]
+    if arguments.sample and mutants:
+        chosen = range(arguments.sample)
+        mutants = [mutants[i * len(mutants) // arguments.sample] for i in chosen]
     judged = {}
     if arguments.resume and (WORK / "result.json").exists():
         judged = {r["digest"]: r for r in json.loads((WORK / "result.json").read_text())}
@@ -180,7 +197,7 @@ def main():
     if status != 0:
         raise SystemExit(f"mutate: cmake failed:\n{out[-4000:]}")
     print("unmodified tree:")
-    seconds = baseline(arguments.jobs)
+    seconds = baseline(arguments.jobs, mutants)
 
     results, bad = [], 0
     for mutant in mutants:
