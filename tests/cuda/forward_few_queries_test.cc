@@ -215,6 +215,20 @@ TEST(FewQueries, ASplitThatWeighsNothing) {
   }
 }
 
+// A mask hides one split from everybody: what its keys and values hold has no effect.
+TEST(FewQueries, ASplitThatNobodySees) {
+  Case c = decode_case();
+  c.batch = 1;
+  c.mask = {true, DType::kBool, {c.seqlen_k}};
+  Values values = make_values(c);
+  for (int64_t j = 64; j < 128; ++j) values.mask.put(0.0, j);
+  const Results clean = run(c, values, split_by(64)).results;
+  EXPECT_TRUE(accurate(c, values, clean));
+  for (const double poison : {kNaN, kInfinity64}) {
+    EXPECT_TRUE(same_bits(clean, run(c, poisoned(c, values, poison), split_by(64)).results));
+  }
+}
+
 TEST(FewQueries, RowsThatSeeNothingInAnySplit) {
   for (const bool with_sink : {false, true}) {
     Case c = decode_case();
@@ -272,6 +286,15 @@ TEST(FewQueries, Float32) {
                                .seed = seed};
       EXPECT_TRUE(same_bits(expected, run(c, values, change, options).results));
     }
+  }
+}
+
+TEST(FewQueries, Float32HasNoBankConflicts) {
+  for (const int64_t head_dim : {64, 128, 256}) {
+    Case c = decode_case(head_dim);
+    c.dtype = DType::kFloat32;
+    c.batch = 1;
+    EXPECT_EQ(run(c, make_values(c)).report.total.bank_conflicts, 0u) << head_dim;
   }
 }
 
