@@ -187,7 +187,8 @@ BenchResult measure_on_device(const BenchCase& bench_case, const BenchRequest& r
                               const CaseShare& share) {
   BenchResult result;
   result.bench_case = bench_case;
-  result.skipped = std::string("on ") + to_string(request.device);
+  result.device = to_string(request.device);
+  result.skipped = std::string("on ") + result.device;
   const CallTensors shapes = describe_call(bench_case.call);
   std::vector<Subject> subjects(1);
   subjects[0].name = "attentile";
@@ -263,7 +264,10 @@ Json to_record(const BenchResult& result, const Timing& timing) {
                           static_cast<double>(p.head_dim + p.head_dim_v);
     record["bytes_per_s"] = values * static_cast<double>(size_of(p.dtype)) / timing.median_s;
   }
-  if (timing.plan.device == Device::kCuda) record["device"] = "cuda";
+  if (timing.plan.device == Device::kCuda) {
+    record["device"] = result.device;
+    record["threads"] = 1;
+  }
   record["algorithm"] = to_string(timing.plan.algorithm);
   record["isa"] = to_string(timing.plan.isa);
   return record;

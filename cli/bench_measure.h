@@ -26,6 +26,7 @@ struct BenchResult {
   Problem problem;  // shapes only
   std::vector<Timing> timings;
   double peak_gflops = 0;  // the median of those measured between the runs
+  std::string device;      // of another than the CPU: its name
   std::string skipped;     // why standard was not run; "" when it was
 };
 

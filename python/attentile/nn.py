@@ -74,7 +74,7 @@ class FlashAttention(nn.Module):
         attention_dropout: probability in [0, 1] that a weight is dropped, in training mode only.
             The bits come from torch's generator: torch.manual_seed repeats them.
         device, dtype: taken for the signature's sake; the module has no parameters. It runs where
-            qkv is, which has to be the CPU.
+            qkv is.
 
     Raises: ValueError if attention_dropout is outside [0, 1].
 

@@ -144,8 +144,12 @@ class DeviceGuard {
     if (device < 0 || !cuda::backend().ok()) return;
     const cuda::BackendTable& table = **cuda::backend();
     cuda::Sentence sentence;
-    if (table.current_device(&before_, &sentence) != 0 || before_ == device) return;
-    if (table.set_device(device, &sentence) == 0) table_ = &table;
+    int32_t code = table.current_device(&before_, &sentence);
+    if (code == 0 && before_ != device) {
+      code = table.set_device(device, &sentence);
+      if (code == 0) table_ = &table;
+    }
+    if (code != 0) status_ = Status(static_cast<StatusCode>(code), sentence.text);
   }
   ~DeviceGuard() {
     cuda::Sentence sentence;
@@ -154,9 +158,12 @@ class DeviceGuard {
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
 
+  const Status& status() const { return status_; }
+
  private:
   const cuda::BackendTable* table_ = nullptr;
   int32_t before_ = 0;
+  Status status_;
 };
 
 // Runs body(context) without the interpreter's lock; tensors of torch on torch's threads.
@@ -181,7 +188,7 @@ void run(const Borrowed& memory, nb::handle num_threads, nb::handle progress, Bo
   {
     nb::gil_scoped_release unlocked;
     const DeviceGuard guard(memory.device());
-    status = body(context);
+    status = guard.status().ok() ? body(context) : guard.status();
   }
   if (poll.raised) throw nb::python_error(*poll.raised);
   if (!status.ok()) raise(status);

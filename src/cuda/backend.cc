@@ -34,8 +34,9 @@ Status start(const BackendTable& table, const Problem& problem, const DeviceLimi
 // Pairs of queries and keys. The lengths lie in device memory: where index arrays give them, all
 // that there could be.
 int64_t count_pairs(const Problem& p) {
-  const bool known = p.cu_seqlens_q.data == nullptr && p.cu_seqlens_k.data == nullptr &&
-                     p.seqused_k.data == nullptr && p.leftpad_k.data == nullptr;
+  const bool known = !p.varlen && p.cu_seqlens_q.data == nullptr &&
+                     p.cu_seqlens_k.data == nullptr && p.seqused_k.data == nullptr &&
+                     p.leftpad_k.data == nullptr;
   if (known) return cpu::count_visible_pairs(p);
   return p.total_q * p.num_heads_q * p.max_seqlen_k;
 }

@@ -50,7 +50,7 @@ inline bool may_have_many_queries(const ForwardParams& params) {
 }
 inline bool may_have_few_queries(const ForwardParams& params) {
   return params.all_packed || params.max_seqlen_q <= params.few_queries ||
-         (params.cu_seqlens_q.data != nullptr && params.few_queries > 0);
+         (params.packed_q && params.few_queries > 0);
 }
 
 // The launches of a forward pass, in order, as calls of launch.template operator()<Kernel>(blocks,

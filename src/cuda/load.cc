@@ -52,13 +52,17 @@ Status check_table(const BackendTable& table) {
   return status;
 }
 
-Result<const BackendTable*> load_library(const std::string& path) {
+namespace {
+
+// opened: whether the loader found the file and took it.
+Result<const BackendTable*> load(const std::string& path, bool* opened) {
   const std::string named = "device: is cuda, but " + path + " cannot serve it: ";
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) {
     const char* reason = dlerror();
     return unavailable(named + (reason != nullptr ? reason : "it could not be opened"));
   }
+  *opened = true;
   using Function = const BackendTable* (*)();
   const auto function = reinterpret_cast<Function>(dlsym(library, kBackendSymbol));
   if (function == nullptr) {
@@ -77,6 +81,13 @@ Result<const BackendTable*> load_library(const std::string& path) {
   return table;
 }
 
+}  // namespace
+
+Result<const BackendTable*> load_library(const std::string& path) {
+  bool opened = false;
+  return load(path, &opened);
+}
+
 std::vector<std::string> library_candidates() {
   const char* given = std::getenv(kLibraryVariable);
   if (given != nullptr && *given != '\0') return {given};
@@ -90,10 +101,11 @@ Result<const BackendTable*> load_first(const std::vector<std::string>& paths) {
   std::string tried;
   Status told;
   for (const std::string& path : paths) {
-    Result<const BackendTable*> table = load_library(path);
+    bool opened = false;
+    Result<const BackendTable*> table = load(path, &opened);
     if (table.ok()) return table;
     const bool there = path.find('/') != std::string::npos && access(path.c_str(), F_OK) == 0;
-    if (there && told.ok()) told = table.status();
+    if ((opened || there) && told.ok()) told = table.status();
     tried += (tried.empty() ? "" : ", ") + path;
   }
   if (!told.ok()) return told;

@@ -80,7 +80,7 @@ Status check_amount(const Problem& p) {
 Problem with_memory(Problem problem) {
   Problem& p = problem;
   for (Array4* array : {&p.q, &p.k, &p.v, &p.out, &p.dout, &p.dq, &p.dk, &p.dv, &p.lse, &p.dlse,
-                        &p.bias, &p.dbias, &p.mask, &p.sink, &p.dsink, &p.alibi_slopes}) {
+                        &p.bias, &p.dbias, &p.mask, &p.keep, &p.sink, &p.dsink, &p.alibi_slopes}) {
     if (array->present && array->data == nullptr) {
       array->data = reinterpret_cast<char*>(uintptr_t{kAlignment});
     }
@@ -125,11 +125,11 @@ Status check_launch(int64_t blocks, int32_t threads, int64_t shared_bytes,
 Status check_problem(const Problem& problem, const DeviceLimits& limits) {
   if (problem.algorithm != Algorithm::kFlash2) {
     return unsupported(std::string("algorithm: is ") + to_string(problem.algorithm) +
-                       ", but the CUDA kernels compute flash2");
+                       ", but the CUDA kernels compute flash2: expected auto or flash2");
   }
   if (problem.isa != Isa::kAuto) {
     return unsupported(std::string("isa: is ") + to_string(problem.isa) +
-                       ", but the tensors are on cuda");
+                       ", but the tensors are on cuda: expected auto");
   }
   Status status =
       problem.backward ? check_backward(problem, limits) : check_forward(problem, limits);

@@ -260,8 +260,9 @@ TEST(DeviceHost, WhatNoKernelServesIsNamed) {
   };
   DeviceTensors t;
   EXPECT_EQ(sentence(t, {.algorithm = Algorithm::kStandard}),
-            "algorithm: is standard, but the CUDA kernels compute flash2");
-  EXPECT_EQ(sentence(t, {.isa = Isa::kScalar}), "isa: is scalar, but the tensors are on cuda");
+            "algorithm: is standard, but the CUDA kernels compute flash2: expected auto or flash2");
+  EXPECT_EQ(sentence(t, {.isa = Isa::kScalar}),
+            "isa: is scalar, but the tensors are on cuda: expected auto");
   for (TensorView* view : {&t.inputs.q, &t.inputs.k, &t.inputs.v, &t.outputs.out}) {
     view->dtype = DType::kFloat64;
   }

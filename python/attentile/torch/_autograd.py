@@ -266,7 +266,7 @@ for _key in (torch._C.DispatchKey.AutocastCPU, torch._C.DispatchKey.AutocastCUDA
 
 def draw_dropout_state() -> Tensor:
     """(seed, offset) [2] int64 from torch's default generator: torch.manual_seed repeats it."""
-    return torch.randint(0, 1 << 62, (2,), dtype=torch.int64)
+    return torch.randint(0, 1 << 62, (2,), dtype=torch.int64, device="cpu")
 
 
 def attention(
@@ -345,7 +345,7 @@ def _keep(q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
         lse = _ops.new_lse(q, call.layout)
         keys = keys_of(k.shape, {"layout": call.layout,
                                  **dict(zip(TENSORS, call.optional, strict=False))})
-        keep = torch.empty((*lse.shape, keys), dtype=torch.uint8)
+        keep = q.new_empty((*lse.shape, keys), dtype=torch.uint8)
         _core.forward((q.detach(), k.detach(), v.detach(), _ops.new_out(q, v), lse, keep,
                        *call.optional), call.options, call.threads, call.progress)
     return keep

@@ -3,6 +3,7 @@
 // is over when it returns, whatever the stream; calls of several threads take turns.
 #pragma once
 
+#include <exception>
 #include <mutex>
 
 #include "cuda/emulator/device.h"
@@ -40,8 +41,12 @@ struct Runtime {
   // Runs body, which returns a Status, alone.
   template <class Body>
   static int32_t guarded(Sentence* sentence, Body body) {
-    const std::lock_guard<std::mutex> lock(mutex());
-    return tell(body(), sentence);
+    try {
+      const std::lock_guard<std::mutex> lock(mutex());
+      return tell(body(), sentence);
+    } catch (const std::exception& error) {
+      return tell({StatusCode::kOutOfMemory, error.what()}, sentence);
+    }
   }
 };
 
