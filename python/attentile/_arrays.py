@@ -105,9 +105,8 @@ def attention(
         lse = log(sum_j exp(S_ij) [+ exp(sink_h)])
         out = dropout(exp(S - lse), dropout_p) v
 
-    Arrays are NumPy's, CUDA tensors of torch, or anything in CPU memory that speaks DLPack (float32,
-    float16, bfloat16,
-    float64; any strides), read without copies. Tensors of torch go to `attentile.torch.attention`,
+    Arrays are NumPy's, CUDA tensors of torch, or anything in CPU memory that speaks DLPack
+    (float32, float16, bfloat16, float64; any strides), read without copies. Tensors of torch go to `attentile.torch.attention`,
     which records gradients. Results come in q's framework and dtype: JAX for JAX, else NumPy.
 
     Args (shapes of layout "bshd"; "bhsd" swaps seqlen and heads of q, k, v and out):
