@@ -103,8 +103,9 @@ std::vector<Case> repeated_cases() {
 }
 
 std::vector<Case> wide_cases() {
-  std::vector<Case> cases = {sized(make("forward 64", kBrain, 64), 64, 64),
-                             with_backward(sized(make("backward 128", kHalf, 128), 64, 64))};
+  std::vector<Case> cases = {sized(make("decode 64", kBrain, 64), 1, 64),
+                             sized(make("forward 64", kBrain, 64), 256, 256),
+                             with_backward(sized(make("backward 128", kHalf, 128), 128, 128))};
   for (Case& c : cases) {
     c.num_heads_q = c.num_heads_kv = 2;
     c.causal = true;

@@ -4,7 +4,7 @@
 //   gpu_check table CELLS SECONDS   the conformance table, per dtype until one of the two is
 //   reached gpu_check short                 one call of each feature, for compute-sanitizer
 //   gpu_check profile               the main kernels at the size they are made for, for ncu
-//   gpu_check repeat LAUNCHES       the same call again and again: bits that differ
+//   gpu_check repeat LAUNCHES SECONDS   the same call again and again: bits that differ
 //   gpu_check wide ELEMENTS         tensors of so many elements, checked at both ends
 //
 // Exit status 0, 1 where a check failed, 2 where the request was wrong, 3 without a device.
@@ -52,6 +52,7 @@ int run_table(const cuda::BackendTable&, int64_t cells, double seconds) {
     options.algorithms = {Algorithm::kFlash2};
     options.isas = {Isa::kAuto};
     options.max_failures = 20;
+    options.forward_only = std::string(dtype) == "f32";  // it has no backward kernels
     const double end = now() + seconds;
     const conformance::Summary summary =
         conformance::run(options, [&](const conformance::Summary&, double) { return now() < end; });
@@ -121,14 +122,15 @@ bool same(const Results& a, const Results& b) {
          same(a.dv, b.dv) && same(a.dbias, b.dbias) && same(a.dsink, b.dsink);
 }
 
-int run_repeat(const cuda::BackendTable& table, int64_t launches) {
+int run_repeat(const cuda::BackendTable& table, int64_t launches, double seconds) {
   int result = 0;
   for (const Case& c : repeated_cases()) {
     Prepared call(table, c);
     if (run_once(c, call) != 0) return 1;
     const Results first = call.placed.results();
     int64_t differ = 0;
-    for (int64_t n = 1; n < launches; ++n) {
+    int64_t done = 1;
+    for (const double end = now() + seconds; done < launches && now() < end; ++done) {
       for (const bool backward : {false, true}) {
         if (backward && !c.backward) continue;
         Status status = call.device.poison_results(backward);
@@ -140,7 +142,7 @@ int run_repeat(const cuda::BackendTable& table, int64_t launches) {
       if (!same(first, call.placed.results())) ++differ;
     }
     std::printf("{\"name\": \"%s\", \"launches\": %lld, \"differ\": %lld}\n", c.name.c_str(),
-                static_cast<long long>(launches), static_cast<long long>(differ));
+                static_cast<long long>(done), static_cast<long long>(differ));
     std::fflush(stdout);
     if (differ != 0) result = 1;
   }
@@ -281,10 +283,11 @@ int run(int argc, char** argv) {
     return 3;
   }
   const cuda::BackendTable& table = **found;
-  if (what == "table") return run_table(table, number, argc > 3 ? std::atof(argv[3]) : 60);
+  const double seconds = argc > 3 ? std::atof(argv[3]) : 60;
+  if (what == "table") return run_table(table, number, seconds);
   if (what == "short") return run_list(table, short_cases());
   if (what == "profile") return run_list(table, profiled_cases());
-  if (what == "repeat") return run_repeat(table, number);
+  if (what == "repeat") return run_repeat(table, number, seconds);
   if (what == "wide") {
     int result = 0;
     for (const Case& c : wide_cases()) result |= run_wide_case(table, c, number);

@@ -94,10 +94,15 @@ constexpr int32_t most_packed_queries(const ForwardParams& p) {
   return p.all_packed || p.max_seqlen_q < p.few_queries ? p.max_seqlen_q : p.few_queries;
 }
 
+// The most queries of a sequence whose keys are divided.
+constexpr int32_t most_split_queries(const ForwardParams& p) {
+  return p.max_seqlen_q < p.few_queries ? p.max_seqlen_q : p.few_queries;
+}
+
 // What the splits leave in the workspace: of each row (batch entry, head, query) and split columns
 // of O and two numbers, float32.
 constexpr int64_t partial_rows(const ForwardParams& p) {
-  return int64_t{p.batch} * p.num_heads_q * most_packed_queries(p);
+  return int64_t{p.batch} * p.num_heads_q * most_split_queries(p);
 }
 constexpr int32_t partial_columns(const ForwardParams& p) {
   return static_cast<int32_t>(round_up(p.head_dim_v, 4));

@@ -44,13 +44,13 @@ ATTENTILE_DEVICE uint32_t lane_idx() {
   return thread_idx() % kWarpSize;
 }
 
-// Number of this warp in its block. On the device one lane's value is broadcast, which tells the
+// Number of this warp in its block: a collective, as one lane's value is broadcast, which tells the
 // compiler that branches on it do not diverge.
-ATTENTILE_DEVICE uint32_t warp_idx() {
+ATTENTILE_DEVICE uint32_t warp_idx([[maybe_unused]] Site site = Site::here()) {
 #if ATTENTILE_PTX
   return __shfl_sync(0xFFFFFFFFu, threadIdx.x / kWarpSize, 0);
 #else
-  return emulator::thread_idx() / kWarpSize;
+  return emulator::shfl(emulator::Shuffle::kIdx, emulator::thread_idx() / kWarpSize, 0, site);
 #endif
 }
 

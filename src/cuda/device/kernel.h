@@ -42,9 +42,13 @@ cudaError_t launch(Dim3 grid, uint32_t shared_bytes, const typename Kernel::Para
                              static_cast<int>(shared_bytes));
     if (error != cudaSuccess) return error;
   }
-  kernel_entry<Kernel>
-      <<<dim3(grid.x, grid.y, grid.z), Kernel::kThreads, shared_bytes, stream>>>(params);
-  return cudaGetLastError();
+  // Unlike <<<>>> it tells of this launch alone, not of what went wrong before.
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(grid.x, grid.y, grid.z);
+  config.blockDim = dim3(Kernel::kThreads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel_entry<Kernel>, params);
 }
 
 #endif

@@ -27,10 +27,10 @@ struct Combine {
     const uint32_t warp = warp_idx();
     const int64_t row = int64_t{block_idx().x} * (kThreads / kWarpSize) + warp;
     if (row >= partial_rows(p)) return;
-    const int32_t query = static_cast<int32_t>(row % most_packed_queries(p));
+    const int32_t query = static_cast<int32_t>(row % most_split_queries(p));
     BlockTask task;
-    task.h = static_cast<int32_t>(row / most_packed_queries(p) % p.num_heads_q);
-    task.b = static_cast<int32_t>(row / most_packed_queries(p) / p.num_heads_q);
+    task.h = static_cast<int32_t>(row / most_split_queries(p) % p.num_heads_q);
+    task.b = static_cast<int32_t>(row / most_split_queries(p) / p.num_heads_q);
     const RowRange queries = query_rows(p, task.b);
     if (query >= queries.length || queries.length > p.few_queries) return;
     task.seqlen_q = queries.length;

@@ -19,6 +19,7 @@ struct SinkGradient {
 
   ATTENTILE_DEVICE static void run(const Params& p, SharedAddress start) {
     const int32_t h = static_cast<int32_t>(block_idx().x);
+    const uint32_t of_warp = warp_idx();  // before anything can diverge
     float sum = 0.0f;
     for (int32_t b = 0; b < p.call.batch; ++b) {
       const RowRange queries = query_rows(p.call, b);
@@ -31,7 +32,7 @@ struct SinkGradient {
       }
     }
     for (uint32_t mask = 1; mask < kWarpSize; mask *= 2) sum = add_rn(sum, shfl_xor(sum, mask));
-    if (lane_idx() == 0) st_shared(start + 4 * warp_idx(), sum);
+    if (lane_idx() == 0) st_shared(start + 4 * of_warp, sum);
     bar_sync();
     if (thread_idx() != 0) return;
     sum = 0.0f;

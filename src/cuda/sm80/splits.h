@@ -82,7 +82,7 @@ struct Partials {
   };
 
   ATTENTILE_DEVICE static int64_t row(const ForwardParams& p, int32_t b, int32_t h, int32_t query) {
-    return (int64_t{b} * p.num_heads_q + h) * most_packed_queries(p) + query;
+    return (int64_t{b} * p.num_heads_q + h) * most_split_queries(p) + query;
   }
   ATTENTILE_DEVICE static float* o(const ForwardParams& p, int64_t row, int32_t split) {
     return reinterpret_cast<float*>(p.workspace) +
