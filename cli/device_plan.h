@@ -26,14 +26,19 @@ Plan plan_on_device(const CallTensors& call, const AttentionOptions& options, bo
 struct Gpu {
   std::string name;
   cuda::DeviceLimits limits;
+  int32_t architecture = 80;
+  double peak_flops = 0;   // of 16-bit products, by the data sheet
+  double bytes_per_s = 0;  // of device memory, likewise
 };
 void declare_gpu(Arguments& arguments);
 std::optional<Gpu> read_gpu(const Arguments& arguments);
 
-// What a call would launch on it.
+// What a call would launch on it, and what it has to do at least.
 struct GpuPass {
   const char* name;
   cuda::DevicePlan plan;
+  double flops = 0;  // useful ones
+  double bytes = 0;  // every tensor once
 };
 std::vector<GpuPass> plan_for_gpu(const Gpu& gpu, const CallTensors& call,
                                   const AttentionOptions& options, bool backward);

@@ -106,8 +106,9 @@ def attention(
         out = dropout(exp(S - lse), dropout_p) v
 
     Arrays are NumPy's, CUDA tensors of torch, or anything in CPU memory that speaks DLPack
-    (float32, float16, bfloat16, float64; any strides), read without copies. Tensors of torch go to `attentile.torch.attention`,
-    which records gradients. Results come in q's framework and dtype: JAX for JAX, else NumPy.
+    (float32, float16, bfloat16, float64; any strides), read without copies. Tensors of torch go to
+    `attentile.torch.attention`, which records gradients. Results come in q's framework and dtype:
+    JAX for JAX, else NumPy.
 
     Args (shapes of layout "bshd"; "bhsd" swaps seqlen and heads of q, k, v and out):
         q: [batch, seqlen_q, num_heads_q, head_dim]; packed [total_q, num_heads_q, head_dim].

@@ -66,6 +66,13 @@ TEST_F(DeviceTest, PlanForAGpuNeedsNone) {
   EXPECT_EQ(launch["threads"], 128);
   EXPECT_EQ(launch["shared_bytes"], 33040);
   EXPECT_EQ(launch["blocks_per_sm"], 6);
+  const Json here =
+      json("plan --shape 1,1024,1024,16,16,128 --dtype bf16 --gpu a100 --json")["gpu"];
+  const Json& first = here["forward"]["launches"][0];
+  EXPECT_EQ(first["blocks_per_sm"], 2);
+  EXPECT_EQ(first["tile_instructions"]["mma"], 256);
+  EXPECT_EQ(first["bound"], "tensor");
+  EXPECT_EQ(here["forward"]["flops"], 4.0 * 1024 * 1024 * 128 * 16);
   const std::string text = good("plan --shape 1,1024,1024,16,16,64 --dtype bf16 --gpu a100");
   EXPECT_NE(text.find("Forward<BFloat16, 64, true"), std::string::npos) << text;
 }

@@ -7,6 +7,8 @@
 
 #include <random>
 
+#include "cuda/kernel_facts.h"
+
 namespace attentile::cuda::test {
 namespace {
 
@@ -137,6 +139,39 @@ TEST(DevicePlan, BlocksPerSm) {
   EXPECT_EQ(launch.blocks_per_sm(kH200), 6);
   const LaunchPlan many = {.kernel = "b", .threads = 1024, .shared_bytes = 0};
   EXPECT_EQ(many.blocks_per_sm(kA100), 2);
+}
+
+TEST(KernelFacts, KnowsEveryKernelOfThePlainCalls) {
+  for (const DType dtype : {DType::kFloat16, DType::kBFloat16}) {
+    for (const int64_t head_dim : {32, 64, 96, 128, 192, 256}) {
+      const std::string name = dtype == DType::kFloat16 ? "Float16" : "BFloat16";
+      const std::string classes = "<" + name + ", " + std::to_string(head_dim);
+      for (const std::string& kernel :
+           {"Forward" + classes + ", true>", "Forward" + classes + ", true, false>",
+            "QueryGradients" + classes + ">", "KeyGradients" + classes + ">"}) {
+        const KernelFacts* facts = find_kernel_facts(kernel, 80);
+        ASSERT_NE(facts, nullptr) << kernel;
+        EXPECT_GT(facts->registers, 100) << kernel;
+        EXPECT_LE(facts->registers, 255) << kernel;
+      }
+    }
+  }
+  EXPECT_EQ(find_kernel_facts("Forward<Float16, 48, true>", 80), nullptr);
+}
+
+// Two products of a tile of 128 x 64 pairs at head_dim 128: as many mma as its sizes ask for.
+TEST(KernelFacts, CountsTheProductsOfATile) {
+  const KernelFacts* facts = find_kernel_facts("Forward<BFloat16, 128, false>", 80);
+  ASSERT_NE(facts, nullptr);
+  EXPECT_EQ(facts->tile.mma * 4, 2 * 128 * 64 * 128 / 2048);
+  const TileCycles cycles = tile_cycles(*facts, 128);
+  EXPECT_EQ(cycles.tensor, 2.0 * 128 * 64 * 128 / 1024);
+}
+
+TEST(KernelFacts, RegistersLimitBlocks) {
+  EXPECT_EQ(blocks_by_registers(255, 128), 2);
+  EXPECT_EQ(blocks_by_registers(128, 128), 4);
+  EXPECT_EQ(blocks_by_registers(32, 1024), 2);
 }
 
 }  // namespace
