@@ -40,7 +40,7 @@ struct KeepMask {
     for (int octet = 0; octet < 4; ++octet) {
       ATTENTILE_UNROLL
       for (int e = 0; e < 2; ++e) {
-        const int64_t key = first + 8 * octet + e;
+        const int64_t key = first + int64_t{8} * octet + e;
         const bool kept = (random.word[octet] >> (16 * e) & 0xFFFFu) >= dropout.threshold;
         if (key < 0 || key >= p.max_seqlen_k) continue;
         st_global(cells + key * p.keep.stride[3], static_cast<char>(kept));
