@@ -76,7 +76,7 @@ ATTENTILE_DEVICE Registers<4> round_piece(const Accumulator& left, const Accumul
   Registers<4> piece;
   ATTENTILE_UNROLL
   for (int r = 0; r < 4; ++r) {
-    const float* pair = &(r < 2 ? left : right).value[2 * (r % 2)];
+    const float* pair = &(r < 2 ? left : right).value[r % 2 == 0 ? 0 : 2];
     piece.reg[r] = cvt_rn_x2<T>(mul_rn(pair[0], factor), mul_rn(pair[1], factor));
   }
   return piece;
