@@ -39,6 +39,8 @@ struct Broadcast {
   bool present = false;
   DType dtype = DType::kFloat32;
   std::vector<int64_t> shape;  // rank 0..4
+
+  bool operator==(const Broadcast&) const = default;
 };
 
 struct Case {
@@ -122,12 +124,15 @@ struct Case {
     return query_base != 0 || key_base != 0 || head_base != 0 || batch_base != 0 ||
            dropout_num_heads_q != 0;
   }
+  bool operator==(const Case&) const = default;
 };
 
 // The values of a case, row-major. Absent tensors are absent here too.
 struct Values {
   DenseTensor q, k, v, bias, mask, sink, alibi_slopes, cu_seqlens_q, cu_seqlens_k, seqused_k,
       block_table, cache_batch_idx, leftpad_k, block_mask, dout, dlse;
+
+  bool operator==(const Values&) const = default;
 };
 
 // The results of a case.

@@ -37,6 +37,9 @@ struct Oracle {
   void compute(const Case& c);
 };
 
+// The oracle of these values; the last few asked for are kept, as every target asks for the same.
+Oracle& oracle_of(const Case& c, const Values& values);
+
 struct Judgement {
   std::string failure;  // empty: passed
   bool vacuous = false;

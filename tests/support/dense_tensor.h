@@ -19,6 +19,7 @@ struct DenseTensor {
   std::vector<char> bytes;
 
   DenseTensor() = default;
+  bool operator==(const DenseTensor&) const = default;
   DenseTensor(DType dtype_of_elements, std::vector<int64_t> sizes)
       : dtype(dtype_of_elements), present(true), shape(std::move(sizes)) {
     bytes.resize(static_cast<size_t>(count() * size_of(dtype)));
