@@ -22,7 +22,7 @@ import sass
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "src/cuda/kernel_facts.inc"
-ARCHITECTURES = (80,)
+ARCHITECTURES = (80, 90)
 # Products of two matrices per tile, and whose rows pass by: those of keys or those of queries.
 PRODUCTS = {"Forward": (2, "tile_n"), "QueryGradients": (3, "tile_n"),
             "KeyGradients": (4, "tile_m"), "BiasGradient": (2, "tile_n")}

@@ -3,7 +3,7 @@
 """Mutation check: does the unmodified test suite notice each small mistake of tests/mutants/?
 
     python3 tools/mutate.py [--only PART_OF_NAME]... [--sample N] [--resume] [--jobs N]
-                            [--compiler CXX]
+                            [--compiler CXX] [--trusted] [--always]
     python3 tools/mutate.py --make NAME FILE OLD NEW WHAT     writes tests/mutants/NAME.patch
 
 A mutant is a one-hunk patch to a product file, preceded by a header of `Key: value` lines:
@@ -11,11 +11,13 @@ A mutant is a one-hunk patch to a product file, preceded by a header of `Key: va
     Mutant: what is wrong, in one line
     Tests: the folders of tests/ to try first (optional; the others follow, fastest first)
     Survives: why no test can notice it (only for mutants that are equivalent)
+    Always: yes, of those few that `./dev test` judges every time (--always)
 
 Mutants of the CUDA kernels are judged by the tests on the emulated GPU alone (tests/cuda), which
-run every kernel. --sample N takes N mutants, spread over the list.
+run every kernel, single tests beside the tables. --sample N takes N mutants, spread over the list.
 
-The tree is copied to build/mutants/tree and built there once; its suite must pass. Then each mutant
+The tree is copied to build/mutants/tree and built there once; its suite must pass (--trusted: has
+just done so). Then each mutant
 in turn is applied, the test programs are rebuilt and run, fastest first, until one fails. Prints
 who killed each, writes build/mutants/result.json (--resume keeps what it says of patches that have
 not changed since, for a run that was cut short), and exits 1 if a mutant survived without a reason
@@ -32,6 +34,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -39,6 +42,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "build" / "mutants"
 TREE = WORK / "tree"
 BUILD = WORK / "build"
+TRUSTED_SECONDS = 300  # that a suite takes at most, where it is not measured
 TIMEOUT_FACTOR = 10  # a mutant that takes so many times the usual time is killed, too
 
 
@@ -79,6 +83,7 @@ class Mutant:
         self.what = fields["Mutant"]
         self.first = fields.get("Tests", "").split()
         self.survives = fields.get("Survives", "")
+        self.always = fields.get("Always") == "yes"
         self.file = re.search(r"^\+\+\+ b/(\S+)", text, flags=re.MULTILINE).group(1)
         self.emulated = self.file.startswith(("src/cuda/device/", "src/cuda/sm80/"))
         if len(re.findall(r"^@@ ", text, flags=re.MULTILINE)) != 1:
@@ -103,19 +108,43 @@ def suites():
     return {name: BUILD / "tests" / f"attentile_{name}_tests" for name in names}
 
 
-def run_suite(program, timeout, which="*"):
-    """The name of the first failed test, or "" when all passed."""
-    status, out = run(program, "--gtest_brief=1", "--gtest_fail_fast=1", f"--gtest_filter={which}",
-                      timeout=timeout)
-    if status == 0:
+def run_suite(program, timeout, parts=("*",)):
+    """The name of the first failed test, or "" when all passed; parts run beside each other."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    running = []
+    for part in parts:
+        output = tempfile.TemporaryFile("w+")
+        running.append((subprocess.Popen(
+            [program, "--gtest_brief=1", "--gtest_fail_fast=1", f"--gtest_filter={part}"],
+            cwd=TREE, stdout=output, stderr=subprocess.STDOUT), output))
+    try:
+        while running:
+            for process, output in running:
+                status = process.poll()
+                if status is None:
+                    continue
+                if status != 0:
+                    output.seek(0)
+                    failed = re.search(r"^\[  FAILED  \] ([\w./]+)", output.read(),
+                                       flags=re.MULTILINE)
+                    return failed.group(1) if failed else f"ended with status {status}"
+                running.remove((process, output))
+                break
+            if deadline is not None and time.monotonic() > deadline:
+                return "time-out"
+            time.sleep(0.05)
         return ""
-    failed = re.search(r"^\[  FAILED  \] ([\w./]+)", out, flags=re.MULTILINE)
-    if failed:
-        return failed.group(1)
-    return "time-out" if status == 124 else f"ended with status {status}"
+    finally:
+        for process, _ in running:
+            process.kill()
+            process.wait()
 
 
-def baseline(jobs, mutants):
+def parts_of(folder, emulated):
+    return ("-*Table.*", "*Table.*") if emulated and folder == "cuda" else ("*",)
+
+
+def baseline(jobs, mutants, trusted):
     """Seconds of the suites that judge, on the unmodified tree, fastest first."""
     seconds = {}
     emulated = all(mutant.emulated for mutant in mutants)
@@ -126,10 +155,10 @@ def baseline(jobs, mutants):
         if status != 0:
             raise SystemExit(f"mutate: the unmodified tree does not build:\n{out[-4000:]}")
         start = time.monotonic()
-        failed = run_suite(program, None)
+        failed = "" if trusted else run_suite(program, None, parts_of(folder, emulated))
         if failed:
             raise SystemExit(f"mutate: the unmodified tree fails {folder}: {failed}")
-        seconds[folder] = time.monotonic() - start
+        seconds[folder] = TRUSTED_SECONDS if trusted else time.monotonic() - start
         print(f"  {folder:16} {seconds[folder]:7.1f} s")
     return dict(sorted(seconds.items(), key=lambda item: item[1]))
 
@@ -147,10 +176,10 @@ def judge(mutant, seconds, jobs):
             error = re.search(r"error: .*", out)
             return "not built", error.group() if error else out[-300:]
         factor = 2 if mutant.emulated else TIMEOUT_FACTOR
-        for which in ("-*Table.*", "*Table.*") if mutant.emulated else ("*",):
-            failed = run_suite(programs[folder], 60 + factor * seconds[folder], which)
-            if failed:
-                return "killed", f"{folder}: {failed}"
+        failed = run_suite(programs[folder], 60 + factor * seconds[folder],
+                           parts_of(folder, mutant.emulated))
+        if failed:
+            return "killed", f"{folder}: {failed}"
     return "survived", mutant.survives or "no reason given"
 
 
@@ -173,6 +202,9 @@ def main():
     parser.add_argument("--sample", type=int, metavar="N", help="so many, spread over the list")
     parser.add_argument("--make", nargs=5, metavar=("NAME", "FILE", "OLD", "NEW", "WHAT"))
     parser.add_argument("--resume", action="store_true", help="judge only what is not judged yet")
+    parser.add_argument("--always", action="store_true", help="those marked so")
+    parser.add_argument("--trusted", action="store_true",
+                        help="the unmodified tree's suite has just passed")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--compiler", default=shutil.which("clang++-19") or "c++")
     arguments = parser.parse_args()
@@ -183,6 +215,8 @@ def main():
     mutants = [Mutant(path) for path in sorted((ROOT / "tests" / "mutants").glob("*.patch"))]
     if arguments.only:
         mutants = [m for m in mutants if any(part in m.name for part in arguments.only)]
+    if arguments.always:
+        mutants = [m for m in mutants if m.always]
     if arguments.sample and mutants:
         chosen = range(arguments.sample)
         mutants = [mutants[i * len(mutants) // arguments.sample] for i in chosen]
@@ -197,7 +231,7 @@ def main():
     if status != 0:
         raise SystemExit(f"mutate: cmake failed:\n{out[-4000:]}")
     print("unmodified tree:")
-    seconds = baseline(arguments.jobs, mutants)
+    seconds = baseline(arguments.jobs, mutants, arguments.trusted)
 
     results, bad = [], 0
     for mutant in mutants:

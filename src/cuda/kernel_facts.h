@@ -30,7 +30,7 @@ struct TileInstructions {
 
 struct KernelFacts {
   std::string_view kernel;  // as LaunchPlan::kernel
-  int32_t architecture;     // 80; other GPUs' code is not listed yet
+  int32_t architecture;     // 80 or 90
   int32_t registers;        // of a thread
   TileInstructions tile;
 };

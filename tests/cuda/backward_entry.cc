@@ -43,7 +43,7 @@ conformance::EntryResult run_both_passes(const conformance::Case& c,
   conformance::PlacedCall call(c, oracle.given, oracle.slots, layout_seed, placement);
   const emulator::Options device = {.schedule = kSchedules[layout_seed / 2 % 4],
                                     .completion = kCompletions[layout_seed / 8 % 3],
-                                    .block_order = kBlockOrders[layout_seed / 32 % 3],
+                                    .block_order = kBlockOrders[layout_seed / 32 % 4],
                                     .seed = layout_seed};
   conformance::EntryResult result;
   result.status = emulate_forward(call.inputs(), call.outputs(), options_of(c), device);

@@ -90,7 +90,7 @@ conformance::EntryResult run_emulator(const conformance::Case& c, const conforma
   conformance::PlacedCall call(c, oracle.given, oracle.slots, layout_seed, placement);
   const emulator::Options device = {.schedule = kSchedules[layout_seed / 2 % 4],
                                     .completion = kCompletions[layout_seed / 8 % 3],
-                                    .block_order = kBlockOrders[layout_seed / 32 % 3],
+                                    .block_order = kBlockOrders[layout_seed / 32 % 4],
                                     .seed = layout_seed};
   conformance::EntryResult result;
   const ChangeParams changes[] = {{}, split_by(64), one_head, packed};

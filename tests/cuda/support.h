@@ -29,7 +29,7 @@ inline constexpr Schedule kSchedules[] = {Schedule::kRoundRobin, Schedule::kRand
 inline constexpr Completion kCompletions[] = {Completion::kLatest, Completion::kAtOnce,
                                               Completion::kRandom};
 inline constexpr BlockOrder kBlockOrders[] = {BlockOrder::kForward, BlockOrder::kReverse,
-                                              BlockOrder::kRandom};
+                                              BlockOrder::kRandom, BlockOrder::kEvenFirst};
 
 // Host memory that kernels may touch, with room around it that belongs to nobody.
 template <class T>

@@ -149,10 +149,13 @@ TEST(KernelFacts, KnowsEveryKernelOfThePlainCalls) {
       for (const std::string& kernel :
            {"Forward" + classes + ", true>", "Forward" + classes + ", true, false>",
             "QueryGradients" + classes + ">", "KeyGradients" + classes + ">"}) {
-        const KernelFacts* facts = find_kernel_facts(kernel, 80);
-        ASSERT_NE(facts, nullptr) << kernel;
-        EXPECT_GT(facts->registers, 100) << kernel;
-        EXPECT_LE(facts->registers, 255) << kernel;
+        for (const int32_t architecture : {80, 90}) {
+          const KernelFacts* facts = find_kernel_facts(kernel, architecture);
+          ASSERT_NE(facts, nullptr) << kernel;
+          EXPECT_GT(facts->registers, 100) << kernel;
+          EXPECT_LE(facts->registers, 255) << kernel;
+          if (head_dim <= 128) EXPECT_GT(facts->tile.mma, 0) << kernel;
+        }
       }
     }
   }

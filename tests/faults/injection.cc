@@ -19,14 +19,7 @@
 #include <new>
 #include <thread>
 
-#if defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define ATTENTILE_TEST_TSAN 1
-#endif
-#endif
-#if defined(__SANITIZE_THREAD__)
-#define ATTENTILE_TEST_TSAN 1
-#endif
+#include "support/sanitizer.h"
 
 namespace {
 

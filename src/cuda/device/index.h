@@ -65,5 +65,9 @@ ATTENTILE_DEVICE uint32_t opaque(uint32_t value) {
 ATTENTILE_DEVICE int32_t opaque(int32_t value) {
   return static_cast<int32_t>(opaque(static_cast<uint32_t>(value)));
 }
+// lane_idx(), the same way; known to be below 32, so that its quotients are shifts.
+ATTENTILE_DEVICE int opaque_lane() {
+  return static_cast<int>(opaque(lane_idx()) % kWarpSize);
+}
 
 }  // namespace attentile::cuda

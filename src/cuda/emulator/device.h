@@ -28,7 +28,7 @@ enum class Schedule {
 // When the bytes of a cp.async arrive, within what its waits allow.
 enum class Completion { kLatest, kAtOnce, kRandom };
 // In which order blocks enter the grid's resident slots.
-enum class BlockOrder { kForward, kReverse, kRandom };
+enum class BlockOrder { kForward, kReverse, kRandom, kEvenFirst };
 // How mma adds: in float32, k ascending; or as the unit of Options::arch does, bit for bit.
 enum class MmaModel { kFloat32, kHardware };
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 namespace attentile::cuda::emulator {
 
@@ -41,6 +42,9 @@ Report Machine::run(const LaunchShape& given, Entry entry, const void* params) {
   if (options.block_order == BlockOrder::kReverse) std::reverse(order_.begin(), order_.end());
   if (options.block_order == BlockOrder::kRandom) {
     for (size_t i = order_.size(); i > 1; --i) std::swap(order_[i - 1], order_[next_random() % i]);
+  }
+  if (options.block_order == BlockOrder::kEvenFirst) {
+    std::ranges::sort(order_, {}, [](uint32_t at) { return std::pair(at % 2, at); });
   }
   const size_t resident = std::min<size_t>(std::max(options.resident_blocks, 1), order_.size());
   while (slots_.size() < resident) slots_.push_back(std::make_unique<Block>());

@@ -68,25 +68,34 @@ struct Sums {
   }
 };
 
-// Two neighbouring accumulators [16, 8] times a factor, as the four registers of a piece [16, 16]
-// of T: what stmatrix stores, and a left operand of mma.
-template <class T>
+// A factor, or none.
+struct Unscaled {};
+ATTENTILE_DEVICE float scaled(float x, float factor) {
+  return mul_rn(x, factor);
+}
+ATTENTILE_DEVICE float scaled(float x, Unscaled) {
+  return x;
+}
+
+// Two neighbouring accumulators [16, 8], scaled, as the four registers of a piece [16, 16] of T:
+// what stmatrix stores, and a left operand of mma.
+template <class T, class Factor>
 ATTENTILE_DEVICE Registers<4> round_piece(const Accumulator& left, const Accumulator& right,
-                                          float factor) {
+                                          Factor factor) {
   Registers<4> piece;
   ATTENTILE_UNROLL
   for (int r = 0; r < 4; ++r) {
     const float* pair = &(r < 2 ? left : right).value[r % 2 == 0 ? 0 : 2];
-    piece.reg[r] = cvt_rn_x2<T>(mul_rn(pair[0], factor), mul_rn(pair[1], factor));
+    piece.reg[r] = cvt_rn_x2<T>(scaled(pair[0], factor), scaled(pair[1], factor));
   }
   return piece;
 }
 
-// sums, times a factor and rounded, to a tile, from (row, column) on; multiples of 16.
-template <class T, int kRows, int kColumns, int kRowTiles, int kColumnTiles>
+// sums, scaled and rounded, to a tile, from (row, column) on; multiples of 16.
+template <class T, int kRows, int kColumns, int kRowTiles, int kColumnTiles, class Factor>
 ATTENTILE_DEVICE void store_sums(SharedTile<T, kRows, kColumns> tile, Position to,
-                                 const Sums<kRowTiles, kColumnTiles>& sums, float factor) {
-  const Position at = stmatrix_c(static_cast<int>(opaque(lane_idx())));
+                                 const Sums<kRowTiles, kColumnTiles>& sums, Factor factor) {
+  const Position at = stmatrix_c(static_cast<int>(lane_idx()));
   ATTENTILE_UNROLL
   for (int m = 0; m < kRowTiles; ++m) {
     ATTENTILE_UNROLL
@@ -105,17 +114,19 @@ ATTENTILE_DEVICE void multiply_rows(SharedTile<T, kRowsA, kColumns> tile_a, uint
                                     SharedTile<T, kRowsB, kColumns> tile_b, uint32_t row_b,
                                     Accumulator (&acc)[kRowTiles][kKeyTiles]) {
   constexpr uint32_t kPitch = SharedTile<T, kRowsA, kColumns>::kPanelBytes;
-  const int lane = static_cast<int>(opaque(lane_idx()));
+  const int lane = static_cast<int>(lane_idx());
   const Position at_a = ldmatrix_a(lane);
   const Position at_b = ldmatrix_b(lane);
+  const SharedAddress place_a = tile_a.at(at_a.row, at_a.column) + row_a * kPitch;
+  const SharedAddress place_b = tile_b.at(at_b.row, at_b.column) + row_b * kPitch;
   ATTENTILE_UNROLL
   for (int m = 0; m < kRowTiles; ++m) {
     ATTENTILE_UNROLL
     for (int n = 0; n < kKeyTiles; ++n) acc[m][n] = {};
   }
   const auto add_columns = [&](int c) {
-    const SharedAddress first_a = tile_a.at(at_a.row, c + at_a.column) + row_a * kPitch;
-    const SharedAddress first_b = tile_b.at(at_b.row, c + at_b.column) + row_b * kPitch;
+    const SharedAddress first_a = tile_a.columns_on(place_a, static_cast<uint32_t>(c));
+    const SharedAddress first_b = tile_b.columns_on(place_b, static_cast<uint32_t>(c));
     FragmentA a[kRowTiles];
     ATTENTILE_UNROLL
     for (int m = 0; m < kRowTiles; ++m) {
@@ -148,21 +159,28 @@ ATTENTILE_DEVICE void multiply_columns(SharedTile<T, kRows, kColumnsA> tile_a, u
                                        Sums<kRowTiles, kColumnTiles>& sums) {
   constexpr uint32_t kPitchA = SharedTile<T, kRows, kColumnsA>::kPanelBytes;
   constexpr uint32_t kPitchB = SharedTile<T, kRows, kColumnsB>::kPanelBytes;
-  const int lane = static_cast<int>(opaque(lane_idx()));
+  const int lane = static_cast<int>(lane_idx());
   const Position at_a = ldmatrix_a_trans(lane);
   const Position at_b = ldmatrix_b_trans(lane);
+  const SharedAddress place_a = tile_a.at(at_a.row, column_a + at_a.column);
+  const SharedAddress place_b = tile_b.at(at_b.row, column_b + at_b.column);
+  const auto on_b = [&](int n) {
+    // The columns of a warp need not be a power of two.
+    return kColumnTiles == (kColumnTiles & -kColumnTiles)
+               ? tile_b.columns_on(place_b, static_cast<uint32_t>(8 * n))
+               : tile_b.at(at_b.row, column_b + 8 * n + at_b.column);
+  };
   ATTENTILE_UNROLL
   for (int k = 0; k < kRows; k += 16) {
     FragmentA a[kRowTiles];
     ATTENTILE_UNROLL
     for (int m = 0; m < kRowTiles; ++m) {
-      a[m] = ldmatrix<4, true>(tile_a.at(at_a.row, column_a + 16 * m + at_a.column) +
+      a[m] = ldmatrix<4, true>(tile_a.columns_on(place_a, static_cast<uint32_t>(16 * m)) +
                                static_cast<uint32_t>(k) * kPitchA);
     }
     ATTENTILE_UNROLL
     for (int n = 0; n < kColumnTiles; n += 2) {
-      const Registers<4> b = ldmatrix<4, true>(tile_b.at(at_b.row, column_b + 8 * n + at_b.column) +
-                                               static_cast<uint32_t>(k) * kPitchB);
+      const Registers<4> b = ldmatrix<4, true>(on_b(n) + static_cast<uint32_t>(k) * kPitchB);
       ATTENTILE_UNROLL
       for (int m = 0; m < kRowTiles; ++m) {
         mma_m16n8k16<T>(sums.value[m][n], a[m], {b.reg[0], b.reg[1]});

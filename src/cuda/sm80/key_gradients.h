@@ -262,7 +262,7 @@ struct KeyGradients {
     Sums<kRowTiles, kKeyTiles> sums;
     for_elements<kRowTiles, kKeyTiles>(
         [&](int m, int n, int r) { sums.value[m][n].value[r] = dp[m][n].value[r]; });
-    store_sums(arena.dt, {static_cast<int>(row), static_cast<int>(column)}, sums, 1.0f);
+    store_sums(arena.dt, {static_cast<int>(row), static_cast<int>(column)}, sums, Unscaled());
   }
 
   // P as dV sees it: 0 where dropped. isolate: NaN where dout's row, cleared, was not finite.
@@ -275,7 +275,7 @@ struct KeyGradients {
       const float marked = fma_rn(pairs.stats.row[m][r / 2].delta, 0.0f, kept);
       weights.value[m][n].value[r] = walk.isolate && weight != 0.0f ? marked : kept;
     });
-    store_sums(tile, to, weights, 1.0f);
+    store_sums(tile, to, weights, Unscaled());
   }
 
   // dk and dv, scaled and rounded, to the tiles of K and V.

@@ -27,7 +27,7 @@ struct MmaProducts {
   // of a panel further on, as the swizzle repeats every 8.
   ATTENTILE_DEVICE static void multiply_queries(QueryTile q_tile, KeyTile k_tile,
                                                 uint32_t first_row, Scores& s) {
-    const int lane = static_cast<int>(opaque(lane_idx()));
+    const int lane = opaque_lane();
     const Position at_q = ldmatrix_a(lane);
     const Position at_k = ldmatrix_b(lane);
     const SharedAddress first_q =

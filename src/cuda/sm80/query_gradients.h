@@ -198,17 +198,18 @@ struct QueryGradients {
   ATTENTILE_DEVICE static void multiply_keys(KeyTile k,
                                              const Accumulator (&dt)[kRowTiles][kKeyTiles],
                                              Rows& rows) {
-    const Position at = ldmatrix_b_trans(static_cast<int>(opaque(lane_idx())));
+    const Position at = ldmatrix_b_trans(static_cast<int>(lane_idx()));
+    const SharedAddress place = k.at(at.row, at.column);
     ATTENTILE_UNROLL
     for (int n = 0; n < kTileN; n += 16) {
       FragmentA a[kRowTiles];
       ATTENTILE_UNROLL
       for (int m = 0; m < kRowTiles; ++m) {
-        a[m] = round_piece<T>(dt[m][n / 8], dt[m][n / 8 + 1], 1.0f);
+        a[m] = round_piece<T>(dt[m][n / 8], dt[m][n / 8 + 1], Unscaled());
       }
       ATTENTILE_UNROLL
       for (int c = 0; c < kHeadDim; c += 16) {
-        const Registers<4> b = ldmatrix<4, true>(k.at(at.row, c + at.column) +
+        const Registers<4> b = ldmatrix<4, true>(k.columns_on(place, static_cast<uint32_t>(c)) +
                                                  static_cast<uint32_t>(n) * KeyTile::kPanelBytes);
         ATTENTILE_UNROLL
         for (int m = 0; m < kRowTiles; ++m) {

@@ -54,9 +54,9 @@ ATTENTILE_DEVICE void load_tile(SharedTile<T, kRows, kColumns> tile, const TileR
                                 const T* from, int64_t row_stride) {
   using Tile = SharedTile<T, kRows, kColumns>;
   using Map = ChunkMap<kThreads, Tile, T>;
-  const int thread = static_cast<int>(opaque(thread_idx()));
-  const int first_row = thread / Map::kRowThreads;
-  const int first_column = thread % Map::kRowThreads * kChunkOf<T>;
+  const uint32_t thread = opaque(thread_idx());  // unsigned: quotients are shifts
+  const int first_row = static_cast<int>(thread / Map::kRowThreads);
+  const int first_column = static_cast<int>(thread % Map::kRowThreads * kChunkOf<T>);
   const int first_item = rows.first + first_row - rows.begin;
   const int num_columns = rows.columns - first_column;
   const SharedAddress to = tile.at(first_row, first_column);
