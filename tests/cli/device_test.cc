@@ -65,7 +65,8 @@ TEST_F(DeviceTest, PlanForAGpuNeedsNone) {
   EXPECT_EQ(launch["blocks"], 128);
   EXPECT_EQ(launch["threads"], 128);
   EXPECT_EQ(launch["shared_bytes"], 33040);
-  EXPECT_EQ(launch["blocks_per_sm"], 6);
+  EXPECT_GT(launch["registers"], 170);  // of 65,536, for 128 threads a block: at most two blocks
+  EXPECT_EQ(launch["blocks_per_sm"], 2);
   const Json here =
       json("plan --shape 1,1024,1024,16,16,128 --dtype bf16 --gpu a100 --json")["gpu"];
   const Json& first = here["forward"]["launches"][0];
