@@ -7,7 +7,6 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <string>
@@ -42,13 +41,10 @@ struct NamedPair {
   const DenseTensor* got;
 };
 
-// standard, flash1 and flash2 on every instruction set of this machine, and the reference. With
-// ATTENTILE_TEST_ISA on that one alone: for processors that are themselves emulated.
+// standard, flash1 and flash2 on every instruction set of this machine, and the reference.
 inline std::vector<Target> targets() {
   std::vector<Target> list = {{Algorithm::kReference, Isa::kAuto}};
-  const char* only = std::getenv("ATTENTILE_TEST_ISA");
   for (Isa isa : available_isas()) {
-    if (only != nullptr && std::string(to_string(isa)) != only) continue;
     for (Algorithm algorithm : {Algorithm::kStandard, Algorithm::kFlash1, Algorithm::kFlash2}) {
       list.push_back({algorithm, isa});
     }
