@@ -52,7 +52,6 @@ int run_table(const cuda::BackendTable&, int64_t cells, double seconds) {
     options.algorithms = {Algorithm::kFlash2};
     options.isas = {Isa::kAuto};
     options.max_failures = 20;
-    options.forward_only = std::string(dtype) == "f32";  // it has no backward kernels
     const double end = now() + seconds;
     const conformance::Summary summary =
         conformance::run(options, [&](const conformance::Summary&, double) { return now() < end; });

@@ -38,22 +38,28 @@ bool backward_pass_of(const BackwardParams& p, Launch& launch) {
   using Keys = KeyGradients<T, kHeadDim>;
   using Bias = BiasGradient<T, kHeadDim>;
   static_assert(std::max({Queries::kSharedBytes, Keys::kSharedBytes, Bias::kSharedBytes}) <=
-                backward_shared_bytes(kHeadDim));
+                backward_shared_bytes(kHeadDim, kIsFloat32<T>));
   return start.template operator()<Rows>(query_blocks(p.call, Rows::kTileM)) &&
          start.template operator()<Queries>(query_blocks(p.call, Queries::kTileM)) &&
          start.template operator()<Keys>(key_blocks(p.call, Keys::kTileN)) &&
          start.template operator()<Bias>(bias_blocks(p, Bias::kTileM, Bias::kTileN)) &&
-         start.template operator()<SinkGradient>(p.dsink.data != nullptr ? p.call.num_heads_q : 0);
+         start.template operator()<SinkGradient<T>>(p.dsink.data != nullptr ? p.call.num_heads_q
+                                                                            : 0);
 }
 
 template <class T, class Launch>
 bool backward_pass_in(const BackwardParams& p, Launch& launch) {
   const int head_dim = std::max(p.call.head_dim, p.call.head_dim_v);
-  if (head_dim <= 32) return backward_pass_of<T, 32>(p, launch);
-  if (head_dim <= 64) return backward_pass_of<T, 64>(p, launch);
-  if (head_dim <= 96) return backward_pass_of<T, 96>(p, launch);
-  if (head_dim <= 128) return backward_pass_of<T, 128>(p, launch);
-  if (head_dim <= 192) return backward_pass_of<T, 192>(p, launch);
+  if constexpr (kIsFloat32<T>) {
+    if (head_dim <= 64) return backward_pass_of<T, 64>(p, launch);
+    if (head_dim <= 128) return backward_pass_of<T, 128>(p, launch);
+  } else {
+    if (head_dim <= 32) return backward_pass_of<T, 32>(p, launch);
+    if (head_dim <= 64) return backward_pass_of<T, 64>(p, launch);
+    if (head_dim <= 96) return backward_pass_of<T, 96>(p, launch);
+    if (head_dim <= 128) return backward_pass_of<T, 128>(p, launch);
+    if (head_dim <= 192) return backward_pass_of<T, 192>(p, launch);
+  }
   return backward_pass_of<T, 256>(p, launch);
 }
 
@@ -61,6 +67,7 @@ bool backward_pass_in(const BackwardParams& p, Launch& launch) {
 // params), which says whether to go on.
 template <class Launch>
 bool backward_pass(DType dtype, const BackwardParams& params, Launch&& launch) {
+  if (dtype == DType::kFloat32) return backward_pass_in<float>(params, launch);
   return dtype == DType::kFloat16 ? backward_pass_in<Float16>(params, launch)
                                   : backward_pass_in<BFloat16>(params, launch);
 }

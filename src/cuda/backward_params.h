@@ -24,8 +24,9 @@ struct RowStat {
   float delta = 0;  // rowsum(dout * out) - dlse
 };
 
-// Shared memory of the largest kernel that serves a head_dim.
-inline constexpr int32_t backward_shared_bytes(int64_t head_dim) {
+// Shared memory of the largest kernel that serves a head_dim of 16 or 32 bits an element.
+inline constexpr int32_t backward_shared_bytes(int64_t head_dim, bool is_float32) {
+  if (is_float32) return head_dim <= 64 ? 65808 : head_dim <= 128 ? 114960 : 163976;
   return head_dim <= 128 ? 98848 : head_dim <= 192 ? 115232 : 148000;
 }
 

@@ -10,14 +10,9 @@
 
 namespace attentile::cuda {
 Status check_backward(const Problem& p, const DeviceLimits& limits) {
-  if (p.dtype != DType::kFloat16 && p.dtype != DType::kBFloat16) {
-    return Status(StatusCode::kUnsupported,
-                  std::string("q: is ") + to_string(p.dtype) +
-                      ", but the CUDA kernels compute gradients of float16 and bfloat16");
-  }
   if (Status status = check_forward(p, limits); !status.ok()) return status;
   const int64_t head_dim = std::max(p.head_dim, p.head_dim_v);
-  const int32_t bytes = backward_shared_bytes(head_dim);
+  const int32_t bytes = backward_shared_bytes(head_dim, p.dtype == DType::kFloat32);
   if (bytes <= limits.shared_bytes_per_block) return Status();
   return Status(StatusCode::kUnsupported,
                 "head_dim: is " + std::to_string(head_dim) + ", of which gradients take " +

@@ -13,11 +13,26 @@ namespace attentile::cuda {
 inline constexpr float kInfinity = std::numeric_limits<float>::infinity();
 inline constexpr float kLog2E = 1.44269504f;
 
+ATTENTILE_DEVICE float abs_f32(float x) {
+  return x < 0 ? -x : x;
+}
+
 // 1 / x within 1 ulp, and exact where it is a power of two: the approximation, improved by Newton's
 // step. A division would be a call.
 ATTENTILE_DEVICE float reciprocal(float x) {
   const float y = rcp_approx(x);
   return fma_rn(fma_rn(-x, y, 1.0f), y, y);
+}
+
+// exp(-(x + more)) of x >= 0 and a small rest of it, as accurate as ex2 itself: what the product
+// with log2(e), rounded, loses of a large x is made up for.
+ATTENTILE_DEVICE float exp_minus(float x, float more) {
+  constexpr float kLog2ELo = 0x1.4ae0bfp-26f;
+  constexpr float kLn2 = 0x1.62e43p-1f;
+  const float exponent = mul_rn(x, -kLog2E);
+  const float lost = fma_rn(x, -kLog2ELo, fma_rn(x, -kLog2E, -exponent));
+  const float power = ex2_approx(exponent);
+  return power > 0 ? fma_rn(power, fma_rn(lost, kLn2, -more), power) : power;
 }
 
 // Natural logarithm of x >= 1, within 1 ulp or so: x = 2^e f, sqrt(1/2) <= f < sqrt(2), and
@@ -42,7 +57,7 @@ ATTENTILE_DEVICE float log_rn(float x) {
 
 // tanh within a few ulp: its series near 0, elsewhere 1 - 2 / (e^2|x| + 1).
 ATTENTILE_DEVICE float tanh_rn(float x) {
-  const float a = x < 0 ? -x : x;
+  const float a = abs_f32(x);
   if (a < 0.3f) {
     const float z = mul_rn(x, x);
     float series = fma_rn(z, 62.0f / 2835, -17.0f / 315);

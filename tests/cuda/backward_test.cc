@@ -77,6 +77,22 @@ TEST(Backward, EveryHeadDim) {
   }
 }
 
+TEST(Backward, EveryHeadDimOfFloat32) {
+  for (const int64_t head_dim : {1, 33, 100, 256}) {
+    Case c = causal_case(head_dim);
+    c.dtype = DType::kFloat32;
+    c.batch = c.num_heads_kv = 1;
+    c.num_heads_q = 2;
+    c.head_dim_v = head_dim % 5 == 0 ? head_dim / 2 : head_dim;
+    c.softcap = head_dim % 3 == 0 ? 5.0 : 0.0;
+    const Values values = make_values(c);
+    const Results packed = run(c, values).results;
+    EXPECT_TRUE(accurate(c, values, packed)) << describe(c);
+    const Results strided = run(c, values, {}, Placement::kRandom).results;
+    EXPECT_TRUE(same_bits(packed, strided)) << describe(c);
+  }
+}
+
 TEST(Backward, BitsDependOnNeitherScheduleNorCompletionNorOrder) {
   Case c = causal_case(32);
   c.batch = 1;
@@ -230,9 +246,16 @@ TEST(Backward, BiasGradientOfEveryShape) {
 // From the problem and the limits alone.
 TEST(Backward, RefusesByNameAndTellsItsWorkspace) {
   Problem p;
-  p.dtype = DType::kFloat32;
+  p.dtype = DType::kFloat64;
   p.head_dim = p.head_dim_v = 64;
-  EXPECT_THAT(check_backward(p).message(), ::testing::HasSubstr("gradients of float16"));
+  EXPECT_THAT(check_backward(p).message(), ::testing::HasSubstr("q: is float64"));
+  p.dtype = DType::kFloat32;
+  p.head_dim = 65;
+  EXPECT_TRUE(check_backward(p).ok());
+  EXPECT_THAT(check_backward(p, {.num_sms = 128, .shared_bytes_per_block = 99 * 1024}).message(),
+              ::testing::HasSubstr("114960 bytes"));
+  p.head_dim = 64;
+  EXPECT_TRUE(check_backward(p, {.num_sms = 128, .shared_bytes_per_block = 99 * 1024}).ok());
   p.dtype = DType::kFloat16;
   EXPECT_TRUE(check_backward(p, {.num_sms = 128, .shared_bytes_per_block = 99 * 1024}).ok());
   p.head_dim = 129;

@@ -62,6 +62,9 @@ TEST(DeviceTable, BothPassesBFloat16) {
 TEST(DeviceTable, BothPassesFloat16) {
   report(run_table("dtype=f16", cells_wanted(60), false), 40);
 }
+TEST(DeviceTable, BothPassesFloat32) {
+  report(run_table("dtype=f32", cells_wanted(4), false), 2);
+}
 
 }  // namespace
 }  // namespace attentile::cuda::test

@@ -14,11 +14,11 @@ namespace attentile::cuda {
 template <class T, int kHeadDimClass>
 struct BiasGradient {
   static constexpr int kHeadDim = kHeadDimClass;
-  static constexpr int kWarps = 4;
+  static constexpr int kWarps = kIsFloat32<T> && kHeadDim > 128 ? 2 : 4;
   static constexpr int kThreads = kWarps * kWarpSize;
   static constexpr int kMinBlocksPerSm = 1;
   static constexpr int kTileM = 16 * kWarps;
-  static constexpr int kTileN = kHeadDim <= 128 ? 64 : 32;
+  static constexpr int kTileN = kHeadDim <= 128 && !kIsFloat32<T> ? 64 : 32;
   static constexpr int kKeyTiles = kTileN / 8;
 
   using Params = BackwardParams;

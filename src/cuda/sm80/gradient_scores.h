@@ -29,14 +29,21 @@ ATTENTILE_DEVICE RowStat* row_stats(const ForwardParams& p) {
 ATTENTILE_DEVICE float* summed_deltas(const ForwardParams& p) {
   return reinterpret_cast<float*>(row_stats(p) + num_stats(p));
 }
+// Of float32: there delta is the sum over all keys from the first, and the third word is for what
+// lse, rounded, leaves.
+ATTENTILE_DEVICE float* lse_rests(const ForwardParams& p) {
+  return summed_deltas(p);
+}
 
 // Of this thread's rows of a warp's tile; a query outside [begin, end) weighs nothing.
-template <int kRowTiles>
+template <class T, int kRowTiles>
 struct TileStats {
   RowStat row[kRowTiles][2];
+  float lse_rest[kRowTiles][2] = {};  // of float32
 
   ATTENTILE_DEVICE void load(const ForwardParams& p, const BlockTask& task, TileOrigin at) {
-    const RowStat* first = row_stats(p) + stat_index(p, task.b, task.h, task.row_q);
+    const int64_t of_task = stat_index(p, task.b, task.h, task.row_q);
+    const RowStat* first = row_stats(p) + of_task;
     ATTENTILE_UNROLL
     for (int m = 0; m < kRowTiles; ++m) {
       ATTENTILE_UNROLL
@@ -44,11 +51,15 @@ struct TileStats {
         const int32_t query = at.query(m, half);
         const bool present = query >= task.q_begin && query < task.q_end;
         row[m][half] = present ? ld_global(first + query) : RowStat{kInfinity, 0.0f};
+        if constexpr (kIsFloat32<T>) {
+          lse_rest[m][half] = present ? ld_global(lse_rests(p) + of_task + query) : 0.0f;
+        }
       }
     }
   }
   // delta for sums of dS over all keys of a row, in place of the other.
   ATTENTILE_DEVICE void load_summed(const ForwardParams& p, const BlockTask& task, TileOrigin at) {
+    if constexpr (kIsFloat32<T>) return;
     const float* first = summed_deltas(p) + stat_index(p, task.b, task.h, task.row_q);
     ATTENTILE_UNROLL
     for (int m = 0; m < kRowTiles; ++m) {
@@ -62,18 +73,69 @@ struct TileStats {
   }
 };
 
-ATTENTILE_DEVICE float weight_of(const ScoreParams& score, const RowStat& row, float x) {
-  const float below = fma_rn(x, -score.value_lo, fma_rn(x, -score.value_hi, row.lse));
-  const float weight = ex2_approx(mul_rn(max_nan_f32(below, 0.0f), -kLog2E));
-  return x == -kInfinity || row.lse == kInfinity ? 0.0f : weight;
+// The weight of a score x in a row of that lse; lse_rest: of float32.
+template <class T>
+ATTENTILE_DEVICE float weight_of(const ScoreParams& score, float x, float lse, float lse_rest) {
+  const float high = fma_rn(x, -score.value_hi, lse);
+  float weight = 0.0f;
+  if constexpr (kIsFloat32<T>) {
+    const float lost = fma_rn(x, -score.value_hi, add_rn(lse, -high));
+    const float low = fma_rn(x, -score.value_lo, add_rn(lost, lse_rest));
+    weight = exp_minus(max_nan_f32(high, 0.0f), high < 0 ? 0.0f : low);
+  } else {
+    const float below = fma_rn(x, -score.value_lo, high);
+    weight = ex2_approx(mul_rn(max_nan_f32(below, 0.0f), -kLog2E));
+  }
+  return x == -kInfinity || lse == kInfinity ? 0.0f : weight;
 }
 
 // What the sink has of a row's weight; a row that weighs nothing has no sink.
-ATTENTILE_DEVICE float sink_weight(const ForwardParams& p, int32_t h, float lse) {
+ATTENTILE_DEVICE float sink_weight(const ForwardParams& p, int32_t h, float lse, float rest) {
   if (p.sink.data == nullptr || lse == kInfinity) return 0.0f;
-  const float above = add_rn(ld_global_nc(element<float>(p.sink, h, 0, 0)), -lse);
+  const float sink = ld_global_nc(element<float>(p.sink, h, 0, 0));
+  const float above = add_rn(add_rn(sink, -lse), -rest);
   return ex2_approx(mul_rn(above > 0 ? 0.0f : above, kLog2E));
 }
+
+// How far a row's weights, relative to its lse, may be from 1 by rounding.
+template <class T>
+ATTENTILE_DEVICE float rounding_of_weights([[maybe_unused]] float lse) {
+  if constexpr (kIsFloat32<T>) return mul_rn(add_rn(abs_f32(lse), 8.0f), 0x1p-22f);
+  return kIsFloat16<T> ? 0x1p-11f : 0x1p-8f;
+}
+
+// A lane's part of a sum over the keys of a row; of float32 with what the additions lose.
+template <class T>
+struct RowSum {
+  float sum = 0.0f;
+
+  ATTENTILE_DEVICE void add(float x) { sum = add_rn(sum, x); }
+  // A weight of 0, hidden or not, adds nothing.
+  ATTENTILE_DEVICE void add_product(float weight, float x) {
+    sum = weight == 0.0f ? sum : fma_rn(weight, x, sum);
+  }
+  ATTENTILE_DEVICE float quad_total() const { return quad_sum(sum); }
+};
+template <>
+struct RowSum<float> {
+  float sum = 0.0f;
+  float lost = 0.0f;
+
+  ATTENTILE_DEVICE void add(float x) {
+    const float more = add_rn(sum, x);
+    const float of_x = add_rn(more, -sum);
+    const float of_sum = add_rn(more, -of_x);
+    lost = add_rn(lost, add_rn(add_rn(sum, -of_sum), add_rn(x, -of_x)));
+    sum = more;
+  }
+  ATTENTILE_DEVICE void add_product(float weight, float x) {
+    if (weight == 0.0f) return;
+    const float product = mul_rn(weight, x);
+    lost = add_rn(lost, fma_rn(weight, x, -product));
+    add(product);
+  }
+  ATTENTILE_DEVICE float quad_total() const { return add_rn(quad_sum(sum), quad_sum(lost)); }
+};
 
 // visit(m, n, r) for each element of an accumulator tile.
 template <int kRowTiles, int kKeyTiles, class Visit>
@@ -94,7 +156,7 @@ struct PairTile {
   using Elements = Accumulator[kRowTiles][kKeyTiles];
 
   ScoreTile<kRowTiles, kKeyTiles> s;  // S, then P, negative where dropout drops it
-  TileStats<kRowTiles> stats;
+  TileStats<T, kRowTiles> stats;
 
   // Whether the band or a mask may hide some of it, or queries are missing.
   ATTENTILE_DEVICE bool is_partial(const ForwardParams& p, const BlockTask& task) const {
@@ -109,7 +171,7 @@ struct PairTile {
     if (any(is_partial(p, task))) hide_scores<true>(p, task, s);
     for_elements<kRowTiles, kKeyTiles>([&](int m, int n, int r) {
       float& x = s.value[m][n].value[r];
-      x = weight_of(p.score, stats.row[m][r / 2], x);
+      x = weight_of<T>(p.score, x, stats.row[m][r / 2].lse, stats.lse_rest[m][r / 2]);
     });
     if (!p.dropout.enabled) return;
     ScoreTile<kRowTiles, kKeyTiles> kept = s;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the kernels of the backward pass share: rows to tiles, products of tiles in shared memory,
-// and the isolation of NaN and infinity.
+// What the kernels of the backward pass share: rows to tiles, products of tiles in shared memory
+// (of 16-bit tiles; of float32 tiles in fma_tiles.h), and the isolation of NaN and infinity.
 //
 // NaN and infinity. Weights and dS of pairs that do not see each other are 0 by selection, but 0
 // times a NaN in the row of dout, q or k that they are multiplied with is NaN. So a block whose
@@ -11,6 +11,7 @@
 
 #include "cuda/device/device.h"
 #include "cuda/params.h"
+#include "cuda/sm80/fma_tiles.h"
 #include "cuda/sm80/sequence.h"
 #include "cuda/sm80/special_values.h"
 #include "cuda/sm80/tile_load.h"
@@ -94,16 +95,23 @@ ATTENTILE_DEVICE Registers<4> round_piece(const Accumulator& left, const Accumul
 // sums, scaled and rounded, to a tile, from (row, column) on; multiples of 16.
 template <class T, int kRows, int kColumns, int kRowTiles, int kColumnTiles, class Factor>
 ATTENTILE_DEVICE void store_sums(SharedTile<T, kRows, kColumns> tile, Position to,
-                                 const Sums<kRowTiles, kColumnTiles>& sums, Factor factor) {
+                                 const Accumulator (&sums)[kRowTiles][kColumnTiles],
+                                 Factor factor) {
   const Position at = stmatrix_c(static_cast<int>(lane_idx()));
   ATTENTILE_UNROLL
   for (int m = 0; m < kRowTiles; ++m) {
     ATTENTILE_UNROLL
     for (int n = 0; n < kColumnTiles; n += 2) {
       stmatrix(tile.at(to.row + 16 * m + at.row, to.column + 8 * n + at.column),
-               round_piece<T>(sums.value[m][n], sums.value[m][n + 1], factor));
+               round_piece<T>(sums[m][n], sums[m][n + 1], factor));
     }
   }
+}
+// The same of scores, which lie alike.
+template <class T, int kRows, int kColumns, int kRowTiles, int kKeyTiles>
+ATTENTILE_DEVICE void store_scores(SharedTile<T, kRows, kColumns> tile, Position to,
+                                   const Accumulator (&scores)[kRowTiles][kKeyTiles]) {
+  store_sums(tile, to, scores, Unscaled());
 }
 
 // acc [16 kRowTiles, 8 kKeyTiles] = A B^T of rows of two tiles, from row_a and row_b on; multiples
@@ -156,7 +164,7 @@ ATTENTILE_DEVICE void multiply_rows(SharedTile<T, kRowsA, kColumns> tile_a, uint
 template <class T, int kRows, int kColumnsA, int kColumnsB, int kRowTiles, int kColumnTiles>
 ATTENTILE_DEVICE void multiply_columns(SharedTile<T, kRows, kColumnsA> tile_a, uint32_t column_a,
                                        SharedTile<T, kRows, kColumnsB> tile_b, uint32_t column_b,
-                                       Sums<kRowTiles, kColumnTiles>& sums) {
+                                       Accumulator (&sums)[kRowTiles][kColumnTiles]) {
   constexpr uint32_t kPitchA = SharedTile<T, kRows, kColumnsA>::kPanelBytes;
   constexpr uint32_t kPitchB = SharedTile<T, kRows, kColumnsB>::kPanelBytes;
   const int lane = static_cast<int>(lane_idx());
@@ -183,11 +191,48 @@ ATTENTILE_DEVICE void multiply_columns(SharedTile<T, kRows, kColumnsA> tile_a, u
       const Registers<4> b = ldmatrix<4, true>(on_b(n) + static_cast<uint32_t>(k) * kPitchB);
       ATTENTILE_UNROLL
       for (int m = 0; m < kRowTiles; ++m) {
-        mma_m16n8k16<T>(sums.value[m][n], a[m], {b.reg[0], b.reg[1]});
-        mma_m16n8k16<T>(sums.value[m][n + 1], a[m], {b.reg[2], b.reg[3]});
+        mma_m16n8k16<T>(sums[m][n], a[m], {b.reg[0], b.reg[1]});
+        mma_m16n8k16<T>(sums[m][n + 1], a[m], {b.reg[2], b.reg[3]});
       }
     }
   }
+}
+
+// sums [16 kRowTiles, kColumns] += A B, of A [16 kRowTiles, kRows] in accumulators, rounded here,
+// and B a tile.
+template <class T, int kRows, int kColumns, int kRowTiles>
+ATTENTILE_DEVICE void multiply_accumulators(const Accumulator (&a)[kRowTiles][kRows / 8],
+                                            SharedTile<T, kRows, kColumns> b, uint32_t lane,
+                                            Accumulator (&sums)[kRowTiles][kColumns / 8]) {
+  constexpr uint32_t kPitch = SharedTile<T, kRows, kColumns>::kPanelBytes;
+  const Position at = ldmatrix_b_trans(static_cast<int>(lane));
+  const SharedAddress place = b.at(at.row, at.column);
+  ATTENTILE_UNROLL
+  for (int n = 0; n < kRows; n += 16) {
+    FragmentA left[kRowTiles];
+    ATTENTILE_UNROLL
+    for (int m = 0; m < kRowTiles; ++m) {
+      left[m] = round_piece<T>(a[m][n / 8], a[m][n / 8 + 1], Unscaled());
+    }
+    ATTENTILE_UNROLL
+    for (int c = 0; c < kColumns; c += 16) {
+      const Registers<4> right = ldmatrix<4, true>(b.columns_on(place, static_cast<uint32_t>(c)) +
+                                                   static_cast<uint32_t>(n) * kPitch);
+      ATTENTILE_UNROLL
+      for (int m = 0; m < kRowTiles; ++m) {
+        mma_m16n8k16<T>(sums[m][c / 8], left[m], {right.reg[0], right.reg[1]});
+        mma_m16n8k16<T>(sums[m][c / 8 + 1], left[m], {right.reg[2], right.reg[3]});
+      }
+    }
+  }
+}
+
+// A word of a tile without its NaN and infinities.
+template <class T>
+ATTENTILE_DEVICE uint32_t finite_part(uint32_t word) {
+  constexpr uint32_t kExponent = 0x7F800000;
+  if constexpr (kIsFloat32<T>) return (word & kExponent) == kExponent ? 0 : word;
+  if constexpr (!kIsFloat32<T>) return split_values<T>(word).finite;
 }
 
 // NaN and infinity of a tile -> 0, by all threads of the block; barriers are the caller's.
@@ -198,7 +243,7 @@ ATTENTILE_DEVICE void clear_special_values(SharedTile<T, kRows, kColumns> tile) 
   for (uint32_t byte = 16 * thread_idx(); byte < kBytes; byte += 16 * kThreads) {
     auto chunk = ld_shared<Packed<4>>(tile.base + byte);
     ATTENTILE_UNROLL
-    for (uint32_t& word : chunk.word) word = split_values<T>(word).finite;
+    for (uint32_t& word : chunk.word) word = finite_part<T>(word);
     st_shared(tile.base + byte, chunk);
   }
 }

@@ -68,17 +68,18 @@ ATTENTILE_DEVICE KeyTask find_key_task(const ForwardParams& p) {
 template <class T, int kHeadDimClass>
 struct KeyGradients {
   static constexpr int kHeadDim = kHeadDimClass;
-  static constexpr int kWarps = 8;
+  static constexpr int kWarps = kIsFloat32<T> && kHeadDim <= 128 ? 4 : 8;
   static constexpr int kThreads = kWarps * kWarpSize;
   static constexpr int kMinBlocksPerSm = 1;
-  static constexpr int kTileM = 64;
-  static constexpr int kTileN = kHeadDim <= 64 ? 128 : 64;
-  static constexpr int kQuerySlots = kHeadDim <= 128 ? 2 : 1;
+  static constexpr int kTileM = kIsFloat32<T> && kHeadDim > 128 ? 32 : 64;
+  static constexpr int kTileN = kIsFloat32<T> ? 32 : kHeadDim <= 64 ? 128 : 64;
+  static constexpr int kQuerySlots = kHeadDim <= 128 && !kIsFloat32<T> ? 2 : 1;
 
-  // Of a warp in S and dP.
-  static constexpr int kRowTiles = kTileN / 64;
+  // Of a warp in S and dP, which wide float32 tiles have for half of the warps.
+  static constexpr int kRowTiles = kTileN <= 64 ? 1 : 2;
   static constexpr int kKeyTiles = 4;
   static constexpr int kWarpsAcross = kTileN / 32;
+  static constexpr int kPairWarps = kTileM / (16 * kRowTiles) * kWarpsAcross;
   // Of a warp in dV and dK: 16 kKeyRowTiles keys, kHeadDim / kColumnGroups columns.
   static constexpr int kKeyGroups = kTileN == 128 || kHeadDim == 96 ? 4 : 2;
   static constexpr int kColumnGroups = kWarps / kKeyGroups;
@@ -218,10 +219,10 @@ struct KeyGradients {
         clear_special_values<kThreads>(arena.dout);
         bar_sync();
       }
-      multiply_columns(arena.p, key_group, arena.dout, column_group, dv);
+      multiply_columns(arena.p, key_group, arena.dout, column_group, dv.value);
       bar_sync();  // all have read dO
       load_queries(p, arena.task.load(), next, p.dout, arena.dout);
-      multiply_columns(arena.dt, key_group, q, column_group, dk);
+      multiply_columns(arena.dt, key_group, q, column_group, dk.value);
       if constexpr (kQuerySlots == 2) {
         slot ^= 1;
       } else {
@@ -242,40 +243,41 @@ struct KeyGradients {
       return of_head;
     };
     const uint32_t warp = arena.task.load().warp;
+    const bool has_pairs = kPairWarps == kWarps || warp < kPairWarps;
     const uint32_t row = warp / kWarpsAcross * (16 * kRowTiles);
     const uint32_t column = warp % kWarpsAcross * 32;
     Pairs pairs;
-    multiply_rows(q, row, arena.k, column, pairs.s.value);
-    pairs.s.at = {step.q0 + static_cast<int32_t>(row), walk.k0 + static_cast<int32_t>(column),
-                  opaque(lane_idx())};
-    pairs.stats.load(p.call, task(), pairs.s.at);
-    pairs.weigh(p.call, task());
-    store_weights(arena.p, {static_cast<int>(row), static_cast<int>(column)}, walk, pairs);
+    if (has_pairs) {
+      multiply_rows(q, row, arena.k, column, pairs.s.value);
+      pairs.s.at = {step.q0 + static_cast<int32_t>(row), walk.k0 + static_cast<int32_t>(column),
+                    opaque(lane_idx())};
+      pairs.stats.load(p.call, task(), pairs.s.at);
+      pairs.weigh(p.call, task());
+      store_weights(arena.p, {static_cast<int>(row), static_cast<int>(column)}, walk, pairs);
+    }
     cp_async_wait_group<kQuerySlots - 1>();
     bar_sync();  // dO is there
+    if (!has_pairs) return;
     multiply_rows(arena.dout, row, arena.v, column, dp);
     pairs.differentiate(p.call, dp);
     if (p.call.score.softcap > 0) {
       multiply_rows(q, row, arena.k, column, pairs.s.value);
       apply_softcap(p.call, pairs.s.value, dp);
     }
-    Sums<kRowTiles, kKeyTiles> sums;
-    for_elements<kRowTiles, kKeyTiles>(
-        [&](int m, int n, int r) { sums.value[m][n].value[r] = dp[m][n].value[r]; });
-    store_sums(arena.dt, {static_cast<int>(row), static_cast<int>(column)}, sums, Unscaled());
+    store_scores(arena.dt, {static_cast<int>(row), static_cast<int>(column)}, dp);
   }
 
   // P as dV sees it: 0 where dropped. isolate: NaN where dout's row, cleared, was not finite.
   ATTENTILE_DEVICE static void store_weights(PairsTile tile, Position to, Walk walk,
                                              const Pairs& pairs) {
-    Sums<kRowTiles, kKeyTiles> weights;
+    Accumulator weights[kRowTiles][kKeyTiles];
     for_elements<kRowTiles, kKeyTiles>([&](int m, int n, int r) {
       const float weight = pairs.s.value[m][n].value[r];
       const float kept = max_nan_f32(weight, 0.0f);
       const float marked = fma_rn(pairs.stats.row[m][r / 2].delta, 0.0f, kept);
-      weights.value[m][n].value[r] = walk.isolate && weight != 0.0f ? marked : kept;
+      weights[m][n].value[r] = walk.isolate && weight != 0.0f ? marked : kept;
     });
-    store_sums(tile, to, weights, Unscaled());
+    store_scores(tile, to, weights);
   }
 
   // dk and dv, scaled and rounded, to the tiles of K and V.
@@ -283,8 +285,8 @@ struct KeyGradients {
                                           const KeySums& dv) {
     const int warp = static_cast<int>(arena.task.load().warp);
     const Position to = {warp / kColumnGroups * 16 * kKeyRowTiles, warp % kColumnGroups * kColumns};
-    store_sums(arena.k, to, dk, p.softmax_scale);
-    store_sums(arena.v, to, dv, p.call.kept_scale);
+    store_sums(arena.k, to, dk.value, p.softmax_scale);
+    store_sums(arena.v, to, dv.value, p.call.kept_scale);
   }
   ATTENTILE_DEVICE static void store(const KeyTask& task, const ArrayParams& array, int32_t columns,
                                      KeyTile tile) {

@@ -9,7 +9,8 @@
 //
 // So dq has one writer and one order of addition, and no atomics; the price is that S and dP are
 // computed here and for dK and dV. Two slots for K, one for V: while S is computed the next K
-// arrives, while dT K is, the next V.
+// arrives, while dT K is, the next V. Of float32 the products are fused multiply-adds, and what
+// lse, rounded, leaves is found first, from the weights' sum.
 #pragma once
 
 #include "cuda/backward_params.h"
@@ -21,15 +22,16 @@ namespace attentile::cuda {
 template <class T, int kHeadDimClass>
 struct QueryGradients {
   static constexpr int kHeadDim = kHeadDimClass;
-  static constexpr int kRowTiles = kHeadDim <= 64 ? 2 : 1;
-  static constexpr int kWarps = 4;
+  static constexpr int kRowTiles = kHeadDim <= 64 && !kIsFloat32<T> ? 2 : 1;
+  static constexpr int kWarps = kIsFloat32<T> && kHeadDim > 128 ? 2 : 4;
   static constexpr int kThreads = kWarps * kWarpSize;
-  static constexpr int kMinBlocksPerSm = kHeadDim <= 128 ? 2 : 1;
+  static constexpr int kMinBlocksPerSm = kHeadDim <= 128 && !kIsFloat32<T> ? 2 : 1;
   static constexpr int kWarpRows = 16 * kRowTiles;
   static constexpr int kTileM = kWarps * kWarpRows;
-  static constexpr int kTileN = kHeadDim <= 64 || kHeadDim > 128 ? 32 : 64;
+  static constexpr int kTileN = kHeadDim <= 64 || kHeadDim > 128 || kIsFloat32<T> ? 32 : 64;
   static constexpr int kKeyTiles = kTileN / 8;
-  static constexpr int kNarrow = kTileM + 64;  // a block of so few keys sums P dP for delta first
+  // A block of so few keys sums P dP for delta first, and every block of float32 does.
+  static constexpr int kNarrow = kIsFloat32<T> ? std::numeric_limits<int>::max() : kTileM + 64;
 
   using Params = BackwardParams;
   using QueryTile = SharedTile<T, kTileM, kHeadDim>;  // Q, then the rows of dq; and dO
@@ -55,15 +57,15 @@ struct QueryGradients {
   // A warp's rows: dQ, and for each the sums over keys of P dP and of P.
   struct Rows {
     Sums<kRowTiles, kHeadDim / 8> dq;
-    float weighted_dp[kRowTiles][2];
-    float weight[kRowTiles][2];
+    RowSum<T> weighted_dp[kRowTiles][2];
+    RowSum<T> weight[kRowTiles][2];
 
     ATTENTILE_DEVICE void reset() {
       dq.reset();
       ATTENTILE_UNROLL
       for (int m = 0; m < kRowTiles; ++m) {
         ATTENTILE_UNROLL
-        for (int half = 0; half < 2; ++half) weighted_dp[m][half] = weight[m][half] = 0.0f;
+        for (int half = 0; half < 2; ++half) weighted_dp[m][half] = weight[m][half] = {};
       }
     }
   };
@@ -165,7 +167,7 @@ struct QueryGradients {
       multiply_rows(arena.dout, arena.task.load().warp * kWarpRows, arena.v, 0, ds);
       bar_sync();  // all have read V
       load_keys(p, arena.task.load(), p.call.v, k0 + kTileN, arena.v);
-      if (p.sums_keys || pass == Pass::kSums) add_row_sums(p, pairs, ds, rows);
+      if ((p.sums_keys && !kIsFloat32<T>) || pass == Pass::kSums) add_row_sums(p, pairs, ds, rows);
       if (pass == Pass::kSums) continue;
       pairs.differentiate(p.call, ds);
       if (p.call.score.softcap > 0) {
@@ -177,7 +179,7 @@ struct QueryGradients {
         clear_special_values<kThreads>(k);
         bar_sync();
       }
-      multiply_keys(k, ds, rows);
+      multiply_accumulators(ds, k, lane_idx(), rows.dq.value);
     }
     cp_async_wait_group<0>();
   }
@@ -188,36 +190,9 @@ struct QueryGradients {
     for_elements<kRowTiles, kKeyTiles>([&](int m, int n, int r) {
       const float weight = pairs.weight(m, n, r);
       const float kept = pairs.kept_dp(p.call, m, n, r, dp[m][n].value[r]);
-      float& weighted_dp = rows.weighted_dp[m][r / 2];
-      weighted_dp = weight == 0.0f ? weighted_dp : fma_rn(weight, kept, weighted_dp);
-      rows.weight[m][r / 2] = add_rn(rows.weight[m][r / 2], weight);
+      rows.weighted_dp[m][r / 2].add_product(weight, kept);
+      rows.weight[m][r / 2].add(weight);
     });
-  }
-
-  // dQ += dT K.
-  ATTENTILE_DEVICE static void multiply_keys(KeyTile k,
-                                             const Accumulator (&dt)[kRowTiles][kKeyTiles],
-                                             Rows& rows) {
-    const Position at = ldmatrix_b_trans(static_cast<int>(lane_idx()));
-    const SharedAddress place = k.at(at.row, at.column);
-    ATTENTILE_UNROLL
-    for (int n = 0; n < kTileN; n += 16) {
-      FragmentA a[kRowTiles];
-      ATTENTILE_UNROLL
-      for (int m = 0; m < kRowTiles; ++m) {
-        a[m] = round_piece<T>(dt[m][n / 8], dt[m][n / 8 + 1], Unscaled());
-      }
-      ATTENTILE_UNROLL
-      for (int c = 0; c < kHeadDim; c += 16) {
-        const Registers<4> b = ldmatrix<4, true>(k.columns_on(place, static_cast<uint32_t>(c)) +
-                                                 static_cast<uint32_t>(n) * KeyTile::kPanelBytes);
-        ATTENTILE_UNROLL
-        for (int m = 0; m < kRowTiles; ++m) {
-          mma_m16n8k16<T>(rows.dq.value[m][c / 8], a[m], {b.reg[0], b.reg[1]});
-          mma_m16n8k16<T>(rows.dq.value[m][c / 8 + 1], a[m], {b.reg[2], b.reg[3]});
-        }
-      }
-    }
   }
 
   // dq of this warp's rows, through its own rows of the tile of Q, which nobody else reads; and
@@ -227,8 +202,8 @@ struct QueryGradients {
     const int32_t q0 = first_query(task);
     if (q0 >= task.q_end) return;
     const int first = static_cast<int>(task.warp) * kWarpRows;
-    if (p.sums_keys) store_summed_deltas(p, task, rows, false);
-    store_sums(arena.q, {first, 0}, rows.dq, p.softmax_scale);
+    if (p.sums_keys && !kIsFloat32<T>) store_summed_deltas(p, task, rows, false);
+    store_sums(arena.q, {first, 0}, rows.dq.value, p.softmax_scale);
     bar_warp_sync();
     T* to = const_cast<T*>(
         element<T>(p.dq, first_dimension_q(p.call, task.b), task.row_q + q0, task.h));
@@ -242,12 +217,12 @@ struct QueryGradients {
   }
 
   // delta as sum P dP, for sums of dS over all keys, which cancel, and for rows of few keys, whose
-  // own dS may: rowsum(dout * out) bears the 16-bit rounding of out. Not where lse belongs to more
-  // keys than these, so that the weights do not add up to 1.
+  // own dS may: rowsum(dout * out) bears the rounding of out. Not where lse belongs to more keys
+  // than these, so that the weights do not add up to 1.
   ATTENTILE_DEVICE static void store_summed_deltas(const Params& p, const BlockTask& task,
-                                                   const Rows& rows, bool narrow) {
+                                                   const Rows& rows, bool first) {
     const TileOrigin at = {first_query(task), 0, lane_idx()};
-    TileStats<kRowTiles> stats;
+    TileStats<T, kRowTiles> stats;
     stats.load(p.call, task, at);
     bar_warp_sync();  // all lanes have read what one of four replaces
     const int32_t a = first_dimension_q(p.call, task.b);
@@ -255,20 +230,28 @@ struct QueryGradients {
     for (int m = 0; m < kRowTiles; ++m) {
       ATTENTILE_UNROLL
       for (int half = 0; half < 2; ++half) {
-        const float weighted_dp = quad_sum(rows.weighted_dp[m][half]);
-        const float weight = quad_sum(rows.weight[m][half]);
+        const float weighted_dp = rows.weighted_dp[m][half].quad_total();
+        const float weight = rows.weight[m][half].quad_total();
         const RowStat& row = stats.row[m][half];
-        const float missing = add_rn(1.0f - sink_weight(p.call, task.h, row.lse), -weight);
-        constexpr float kUnit = kIsFloat16<T> ? 0x1p-11f : 0x1p-8f;
-        const bool whole = (missing < 0 ? -missing : missing) <= kUnit;
+        const float sunk = sink_weight(p.call, task.h, row.lse, 0.0f);
+        const float missing = add_rn(1.0f - sunk, -weight);
+        const bool whole = abs_f32(missing) <= rounding_of_weights<T>(row.lse);
         const int32_t query = at.query(m, half);
         if (query >= task.q_end || lane_idx() % 4 != 0) continue;
         const int32_t q_row = task.row_q + query;
         const int64_t index = stat_index(p.call, task.b, task.h, q_row);
         const float dlse =
             p.dlse.data == nullptr ? 0.0f : ld_global_nc(element<float>(p.dlse, a, task.h, q_row));
-        st_global(narrow ? &row_stats(p.call)[index].delta : summed_deltas(p.call) + index,
-                  whole ? add_rn(weighted_dp, -dlse) : row.delta);
+        float summed = weighted_dp;
+        if constexpr (kIsFloat32<T>) {
+          const float total = add_rn(weight, sunk);
+          if (whole) st_global(lse_rests(p.call) + index, log_rn(total));
+          summed = mul_rn(weighted_dp, reciprocal(total));
+        }
+        // What is not finite tells more in rowsum(dout * out).
+        const bool tells = whole && (!kIsFloat32<T> || mul_rn(summed, 0.0f) == 0.0f);
+        st_global(first ? &row_stats(p.call)[index].delta : summed_deltas(p.call) + index,
+                  tells ? add_rn(summed, -dlse) : row.delta);
       }
     }
   }

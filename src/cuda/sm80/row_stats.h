@@ -48,35 +48,29 @@ struct RowStats {
     const T* out = element<T>(p.call.out, a, row, task.h);
     const T* dout = element<T>(p.dout, a, row, task.h);
     Dot dot;
-    for (int32_t c = 8 * static_cast<int32_t>(thread_idx() % kRowLanes); c < p.call.head_dim_v;
-         c += 8 * kRowLanes) {
+    for (int32_t c = kChunkOf<T> * static_cast<int32_t>(thread_idx() % kRowLanes);
+         c < p.call.head_dim_v; c += kChunkOf<T> * kRowLanes) {
       const int32_t count = p.call.head_dim_v - c;
-      const Packed<4> x = load_eight(p.call.out, out, c, count);
-      const Packed<4> y = load_eight(p.dout, dout, c, count);
+      const Chunk<T> x = load_chunk(p.call.out, out, c, count);
+      const Chunk<T> y = load_chunk(p.dout, dout, c, count);
       ATTENTILE_UNROLL
-      for (int e = 0; e < 8; ++e) {
-        const uint32_t word = x.word[e / 2];
-        dot.sum = fma_rn(cvt_f32<T>(word, e % 2), cvt_f32<T>(y.word[e / 2], e % 2), dot.sum);
-        dot.any_out |= word & (e % 2 == 0 ? 0x7FFFu : 0x7FFF0000u);
+      for (int e = 0; e < kChunkOf<T>; ++e) {
+        const float of_out = to_f32(x.element[e]);
+        dot.sum = fma_rn(of_out, to_f32(y.element[e]), dot.sum);
+        dot.any_out |= static_cast<uint32_t>(of_out != 0.0f);
       }
     }
     return dot;
   }
 
-  // Up to eight elements of a row from column c on, `count` of which exist; zeros elsewhere.
-  ATTENTILE_DEVICE static Packed<4> load_eight(const ArrayParams& array, const T* row, int32_t c,
-                                               int32_t count) {
-    if (array.in_chunks && count >= 8) {
-      return ld_global_nc(reinterpret_cast<const Packed<4>*>(row + c));
+  // A chunk of a row from column c on, `count` elements of which exist; zeros elsewhere.
+  ATTENTILE_DEVICE static Chunk<T> load_chunk(const ArrayParams& array, const T* row, int32_t c,
+                                              int32_t count) {
+    if (array.in_chunks && count >= kChunkOf<T>) {
+      return ld_global_nc(reinterpret_cast<const Chunk<T>*>(row + c));
     }
-    Packed<4> eight = {};
-    ATTENTILE_UNROLL
-    for (int e = 0; e < 8; ++e) {
-      if (e >= count) continue;
-      const T x = ld_global_nc(row + (c + e) * array.stride[3]);
-      eight.word[e / 2] |= static_cast<uint32_t>(x.bits) << (16 * (e % 2));
-    }
-    return eight;
+    const int64_t stride = array.stride[3];
+    return load_elements(row + c * stride, count, stride);
   }
 
   ATTENTILE_DEVICE static void store(const Params& p, const BlockTask& task, int32_t row,
@@ -92,7 +86,9 @@ struct RowStats {
     const bool nothing = dot.any_out == 0 && (lse == -kInfinity || lse == sink);
     const RowStat stat = {.lse = lse == -kInfinity ? kInfinity : lse,
                           .delta = add_rn(nothing ? 0.0f : dot.sum, -dlse)};
-    st_global(row_stats(p.call) + stat_index(p.call, task.b, task.h, row), stat);
+    const int64_t index = stat_index(p.call, task.b, task.h, row);
+    st_global(row_stats(p.call) + index, stat);
+    if constexpr (kIsFloat32<T>) st_global(lse_rests(p.call) + index, 0.0f);
   }
 };
 

@@ -9,6 +9,7 @@
 
 namespace attentile::cuda {
 
+template <class T>
 struct SinkGradient {
   static constexpr int kThreads = 256;
   static constexpr int kMinBlocksPerSm = 1;
@@ -25,10 +26,11 @@ struct SinkGradient {
       const RowRange queries = query_rows(p.call, b);
       const int64_t first = stat_index(p.call, b, h, queries.first);
       for (int32_t i = static_cast<int32_t>(thread_idx()); i < queries.length; i += kThreads) {
-        const float lse = ld_global_nc(row_stats(p.call) + first + i).lse;
-        const float weight = sink_weight(p.call, h, lse);
+        const RowStat row = ld_global_nc(row_stats(p.call) + first + i);
+        const float third = ld_global_nc(summed_deltas(p.call) + first + i);
+        const float weight = sink_weight(p.call, h, row.lse, kIsFloat32<T> ? third : 0.0f);
         if (weight == 0.0f) continue;  // else delta may be NaN
-        sum = fma_rn(-weight, ld_global_nc(summed_deltas(p.call) + first + i), sum);
+        sum = fma_rn(-weight, kIsFloat32<T> ? row.delta : third, sum);
       }
     }
     for (uint32_t mask = 1; mask < kWarpSize; mask *= 2) sum = add_rn(sum, shfl_xor(sum, mask));
