@@ -118,6 +118,12 @@ void declare_machine_options(Arguments& arguments) {
                   "fast memory size M of flash1's tiles and of the traffic; default one core's L2");
   arguments.value("--threads", "N", "1 to 4096; default all cores");
   declare_device(arguments);
+  declare_atomic_dq(arguments);
+}
+
+void declare_atomic_dq(Arguments& arguments) {
+  arguments.flag("--atomic-dq",
+                 "on a GPU: dq may be summed by atomic additions, its bits differ from run to run");
 }
 
 void declare_layout_option(Arguments& arguments) {
@@ -152,6 +158,7 @@ AttentionOptions read_options(const Arguments& arguments) {
   if (const std::string* text = arguments.find("--fast-memory")) {
     options.fast_memory_bytes = parse_int("--fast-memory", *text, {.min = 1, .max = kMaxSize});
   }
+  options.atomic_dq = arguments.has("--atomic-dq");
   return options;
 }
 

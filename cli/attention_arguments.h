@@ -33,8 +33,10 @@ enum class Layout { kBshd, kBhsd };
 void declare_mask_options(Arguments& arguments);
 // --dropout, --seed, --offset, --block-size.
 void declare_dropout_options(Arguments& arguments);
-// --algorithm, --isa, --fast-memory, --threads; --device, which device_argument.h reads.
+// --algorithm, --isa, --fast-memory, --threads, --atomic-dq; --device, which device_argument.h
+// reads.
 void declare_machine_options(Arguments& arguments);
+void declare_atomic_dq(Arguments& arguments);
 void declare_layout_option(Arguments& arguments);
 void declare_dtype_option(Arguments& arguments, const std::string& help);
 

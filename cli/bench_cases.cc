@@ -135,6 +135,7 @@ void declare_bench(Arguments& arguments) {
   arguments.value("--isa", "NAME", "instruction set; default the best of this machine");
   arguments.value("--fast-memory", "BYTES", "flash1's M; default one core's L2");
   declare_device(arguments);
+  declare_atomic_dq(arguments);
   arguments.value("--min-time", "SECONDS", "measure each case at least so long; default 0.5");
   arguments.value("--json", "FILE", "write the records there");
 }

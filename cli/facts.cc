@@ -32,6 +32,7 @@ Json shape_facts(const Problem& problem, Layout layout) {
   facts["alignment"] = problem.alignment == Alignment::kTopLeft ? "top_left" : "bottom_right";
   facts["position_offset"] =
       problem.has_position_offset ? Json(problem.position_offset) : Json(nullptr);
+  facts["atomic_dq"] = problem.atomic_dq;
   facts["layout"] = to_string(layout);
   facts["device"] = "cpu";
   facts["varlen"] = problem.varlen;

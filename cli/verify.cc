@@ -24,6 +24,7 @@ void declare(Arguments& arguments) {
   arguments.value("--isa", "NAME", "only this instruction set");
   arguments.value("--algorithm", "NAME", "only this algorithm");
   declare_device(arguments);
+  declare_atomic_dq(arguments);
   arguments.value("--count", "N",
                   "generated cells to run, default 4000; the named cases come on top");
   arguments.value("--seed", "S", "seed of the first generated case, default 1");
@@ -42,6 +43,7 @@ conformance::Options read_table(const Arguments& arguments) {
   const Algorithm algorithm = read_algorithm(arguments);
   if (isa_wanted != Isa::kAuto) table.isas = {isa_wanted};
   if (algorithm != Algorithm::kAuto) table.algorithms = {algorithm};
+  table.atomic_dq = arguments.has("--atomic-dq");
   if (const std::string* text = arguments.find("--filter")) table.filter = *text;
   if (const std::string* text = arguments.find("--count")) {
     table.count = parse_int("--count", *text, {.min = 1, .max = 1'000'000'000});

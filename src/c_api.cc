@@ -154,6 +154,7 @@ Status unwrap(const attentile_options* given, AttentionOptions* options) {
   if (given == nullptr) return {};
   attentile_options c = ATTENTILE_OPTIONS_INIT;
   if (Status s = read_struct(given, "options", &c, kFirstOptionsSize); !s.ok()) return s;
+  if (Status s = check_reserved("options", c.reserved); !s.ok()) return s;
   if (c.has_softmax_scale != 0) options->softmax_scale = c.softmax_scale;
   if (c.has_position_offset != 0) options->position_offset = c.position_offset;
   options->causal = c.causal != 0;
@@ -176,6 +177,7 @@ Status unwrap(const attentile_options* given, AttentionOptions* options) {
   options->fast_memory_bytes = c.fast_memory_bytes;
   options->max_seqlen_q = c.max_seqlen_q;
   options->max_seqlen_k = c.max_seqlen_k;
+  options->atomic_dq = c.atomic_dq != 0;
   return {};
 }
 

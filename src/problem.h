@@ -48,6 +48,7 @@ struct Sequence {
 struct Problem {
   Device device = Device::kCpu;
   bool backward = false;
+  bool atomic_dq = false;         // the bits of dq may differ from run to run; for a device
   DType dtype = DType::kFloat32;  // of q, k, v, out and their gradients
 
   int64_t batch = 0;

@@ -95,6 +95,7 @@ Status check_options(Call* call) {
   p.algorithm = o.algorithm == Algorithm::kAuto ? Algorithm::kFlash2 : o.algorithm;
   p.isa = o.isa;
   p.fast_memory_bytes = o.fast_memory_bytes;
+  p.atomic_dq = o.atomic_dq;
   return {};
 }
 

@@ -12,7 +12,8 @@
 // Query i stands at position i + offset among the keys; offset is seqlen_k - seqlen_q
 // (bottom_right), 0 (top_left) or given. A row that sees no key has out = 0 and lse = -inf.
 // Results are bitwise equal from run to run and for any number of threads, any layout of the same
-// values and any rest of the batch. Accumulation is float32 (float64 for float64 inputs).
+// values and any rest of the batch; option atomic_dq gives that up for dq on a GPU. Accumulation is
+// float32 (float64 for float64 inputs).
 //
 // Sources: Dao et al. 2022 (FlashAttention, algorithms 1, 2, 4, 5), Dao 2023 (FlashAttention-2,
 // algorithms 1, 2), Milakov and Gimelshein 2018 (online softmax), Salmon et al. 2011 (Philox).
@@ -132,6 +133,10 @@ struct AttentionOptions {
   // as the tensors allow, which costs time where that is far more.
   int64_t max_seqlen_q = 0;
   int64_t max_seqlen_k = 0;
+  // Of tensors on a GPU, backward: dq may be summed by atomic additions in the pass that computes
+  // dk and dv, which saves a pass; its bits then differ from run to run. Everywhere else it changes
+  // nothing. The plan's kernels say what runs.
+  bool atomic_dq = false;
 
   int64_t block_size_q = 0;  // tile of block_mask, queries; needed with block_mask
   int64_t block_size_k = 0;  // tile of block_mask, keys

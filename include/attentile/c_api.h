@@ -165,6 +165,10 @@ typedef struct attentile_options {
      0: as long as the tensors allow, which costs time where that is far more. */
   int64_t max_seqlen_q;
   int64_t max_seqlen_k;
+  int32_t atomic_dq; /* of tensors on a GPU, backward: non-zero: dq may be summed by atomic
+                        additions in the pass that computes dk and dv, which saves a pass; its bits
+                        then differ from run to run. Everywhere else it changes nothing */
+  int32_t reserved;
 } attentile_options;
 
 /* The caller's threads, had in one of two ways; parallel goes first where both are given.
@@ -277,6 +281,8 @@ typedef struct attentile_partial_state {
    -1,                         \
    0.0,                        \
    0.0,                        \
+   0,                          \
+   0,                          \
    0,                          \
    0,                          \
    0,                          \

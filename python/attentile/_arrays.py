@@ -133,6 +133,8 @@ def attention(
         max_seqlen_q, max_seqlen_k: of tensors on a GPU, whose index arrays the host does not read:
             the longest sequences, where cu_seqlens or block_table give the lengths; 0: as long as
             the tensors allow.
+        atomic_dq: of tensors on a GPU, backward: dq may be summed by atomic additions, which saves
+            a pass; its bits then differ from run to run. Everywhere else it changes nothing.
         algorithm: "auto" (flash2), "flash1", "flash2", "standard", "reference" (float64).
         num_threads: 0: all cores this process may use; None: likewise, of torch's tensors
             torch.get_num_threads().

@@ -55,6 +55,7 @@ class ScalarKeywords(TypedDict, total=False):
     fast_memory_bytes: int
     max_seqlen_q: int
     max_seqlen_k: int
+    atomic_dq: bool
     layout: Literal["bshd", "bhsd"]
 
 

@@ -103,13 +103,17 @@ void set_double(Options& o, const char* name, nb::handle value) {
   o.attention.*kField = to_double(name, value);
 }
 
+template <auto kField>
+void set_bool(Options& o, const char* name, nb::handle value) {
+  o.attention.*kField = to_bool(name, value);
+}
+
 constexpr std::pair<std::string_view, Setter> kSetters[] = {
     {"softmax_scale",
      [](Options& o, const char* name, nb::handle v) {
        if (!v.is_none()) o.attention.softmax_scale = to_double(name, v);
      }},
-    {"causal",
-     [](Options& o, const char* name, nb::handle v) { o.attention.causal = to_bool(name, v); }},
+    {"causal", set_bool<&AttentionOptions::causal>},
     {"alignment", [](Options& o, const char* name,
                      nb::handle v) { o.attention.alignment = to_enum(name, v, kAlignments); }},
     {"position_offset",
@@ -136,6 +140,7 @@ constexpr std::pair<std::string_view, Setter> kSetters[] = {
     {"fast_memory_bytes", set_int<&AttentionOptions::fast_memory_bytes>},
     {"max_seqlen_q", set_int<&AttentionOptions::max_seqlen_q>},
     {"max_seqlen_k", set_int<&AttentionOptions::max_seqlen_k>},
+    {"atomic_dq", set_bool<&AttentionOptions::atomic_dq>},
     {"layout", [](Options& o, const char* name,
                   nb::handle v) { o.heads_second = to_enum(name, v, kLayouts); }},
 };

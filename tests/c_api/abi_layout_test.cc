@@ -52,7 +52,7 @@ static_assert(offsetof(attentile_attention_gradients, dv) == 40);
 static_assert(offsetof(attentile_attention_gradients, dbias) == 48);
 static_assert(offsetof(attentile_attention_gradients, dsink) == 56);
 
-static_assert(sizeof(attentile_options) == 176);
+static_assert(sizeof(attentile_options) == 184);
 static_assert(offsetof(attentile_options, has_softmax_scale) == 8);
 static_assert(offsetof(attentile_options, has_position_offset) == 12);
 static_assert(offsetof(attentile_options, softmax_scale) == 16);
@@ -77,6 +77,8 @@ static_assert(offsetof(attentile_options, isa) == 148);
 static_assert(offsetof(attentile_options, fast_memory_bytes) == 152);
 static_assert(offsetof(attentile_options, max_seqlen_q) == 160);
 static_assert(offsetof(attentile_options, max_seqlen_k) == 168);
+static_assert(offsetof(attentile_options, atomic_dq) == 176);
+static_assert(offsetof(attentile_options, reserved) == 180);
 
 static_assert(sizeof(attentile_executor) == 40);
 static_assert(offsetof(attentile_executor, context) == 8);
@@ -163,6 +165,10 @@ TEST(AbiLayout, OptionDefaults) {
   EXPECT_TRUE(same(c.algorithm, cpp.algorithm));
   EXPECT_TRUE(same(c.isa, cpp.isa));
   EXPECT_EQ(c.fast_memory_bytes, cpp.fast_memory_bytes);
+  EXPECT_EQ(c.max_seqlen_q, cpp.max_seqlen_q);
+  EXPECT_EQ(c.max_seqlen_k, cpp.max_seqlen_k);
+  EXPECT_EQ(c.atomic_dq != 0, cpp.atomic_dq);
+  EXPECT_EQ(c.reserved, 0);
   const attentile_executor executor = ATTENTILE_EXECUTOR_INIT;
   EXPECT_EQ(executor.num_threads, Executor{}.num_threads);
 }

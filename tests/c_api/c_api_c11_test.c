@@ -113,6 +113,7 @@ const char* c11_initialisers(void) {
   CHECK(gradients.struct_size == sizeof gradients && gradients.dsink == NULL);
   CHECK(options.struct_size == sizeof options && options.window_left == -1);
   CHECK(options.window_right == -1 && options.fast_memory_bytes == 0);
+  CHECK(options.atomic_dq == 0 && options.reserved == 0);
   CHECK(executor.struct_size == sizeof executor && executor.num_threads == 1);
   CHECK(traffic.struct_size == sizeof traffic && traffic.bytes_read == 0);
   CHECK(context.struct_size == sizeof context && context.stream == NULL);

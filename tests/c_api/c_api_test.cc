@@ -126,6 +126,35 @@ TEST_F(CApiCall, OptionsOfTheFirstVersion) {
   EXPECT_STREQ(attentile_last_error(), "max_seqlen_q: is -7, but it must be at least 0");
 }
 
+// A caller compiled before options had atomic_dq: the fields that it has count, whatever follows.
+TEST_F(CApiCall, OptionsOfTheSecondVersion) {
+  options.struct_size = 176;
+  options.atomic_dq = options.reserved = -7;
+  EXPECT_EQ(attentile_attention_forward(&inputs, &outputs, &options, nullptr), ATTENTILE_OK)
+      << attentile_last_error();
+  options.max_seqlen_k = -7;
+  EXPECT_EQ(attentile_attention_forward(&inputs, &outputs, &options, nullptr),
+            ATTENTILE_INVALID_ARGUMENT);
+  EXPECT_STREQ(attentile_last_error(), "max_seqlen_k: is -7, but it must be at least 0");
+}
+
+// On the CPU atomic_dq changes no bit; any non-zero value is true.
+TEST_F(CApiCall, AtomicDqChangesNothingOnTheCpu) {
+  ASSERT_EQ(forward(), ATTENTILE_OK) << attentile_last_error();
+  const auto backward = [&] {
+    for (auto* data : {&dq_data, &dk_data, &dv_data}) std::fill(data->begin(), data->end(), -1.0F);
+    EXPECT_EQ(attentile_attention_backward(&inputs, &outputs, &gradients, &options, &context),
+              ATTENTILE_OK)
+        << attentile_last_error();
+    return std::vector{dq_data, dk_data, dv_data};
+  };
+  const auto ordered = backward();
+  for (const int32_t word : {1, -1, 1 << 30}) {
+    options.atomic_dq = word;
+    EXPECT_EQ(backward(), ordered) << word;
+  }
+}
+
 // A caller compiled against a later version: larger structs are fine while the rest is zero.
 TEST_F(CApiCall, LargerStructsWithZeroTails) {
   struct {
@@ -139,7 +168,7 @@ TEST_F(CApiCall, LargerStructsWithZeroTails) {
   EXPECT_EQ(attentile_attention_forward(&inputs, &outputs, &newer.known, nullptr),
             ATTENTILE_INVALID_ARGUMENT);
   EXPECT_STREQ(attentile_last_error(),
-               "options: struct_size is 200 with byte 197 not 0, but this version knows only 176 "
+               "options: struct_size is 208 with byte 205 not 0, but this version knows only 184 "
                "bytes");
   struct {
     attentile_tensor known;

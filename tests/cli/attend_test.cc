@@ -113,6 +113,14 @@ TEST_F(AttendTest, NpyFilesGiveTheSameBits) {
   EXPECT_EQ(read_file(path("a.safetensors")), read_file(path("b.safetensors")));
 }
 
+TEST_F(AttendTest, AtomicDqGivesTheSameBitsOnTheCpu) {
+  const std::string line = "attend {dir}/in.safetensors --backward --causal --out {dir}/";
+  good(line + "a.safetensors");
+  const std::string facts = good(line + "b.safetensors --atomic-dq --json");
+  EXPECT_EQ(read_file(path("a.safetensors")), read_file(path("b.safetensors")));
+  EXPECT_NE(facts.find("\"atomic_dq\": true"), std::string::npos) << facts;
+}
+
 TEST_F(AttendTest, OptionalTensorsMayComeByFlag) {
   const io::Tensor sink = make(DType::kFloat32, {4}, 6);
   ASSERT_TRUE(io::write_npy(path("sink.npy"), view(sink)).ok());

@@ -112,6 +112,7 @@ const BadRequest kRequests[] = {
     {"BlockSizeZero", "@ --block-size 0,4", "--block-size: 0, expected 1 to 1099511627776"},
     {"BackwardWithValue", "@ --backward=yes", "--backward: given the value 'yes', expected none"},
     {"BackwardTrue", "@ --backward=true", "--backward: given the value 'true', expected none"},
+    {"AtomicDqWithValue", "@ --atomic-dq=1", "--atomic-dq: given the value '1', expected none"},
     {"VerifyWithValue", "@ --verify=strict", "--verify: given the value 'strict', expected none"},
     {"JsonWithValue", "@ --json=out.json", "--json: given the value 'out.json', expected none"},
     {"RandomWithFile", "@ --random 1,4,4,1,1,8",

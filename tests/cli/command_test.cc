@@ -40,6 +40,7 @@ const char* const kRecordFields[] = {"name",
                                      "softmax_scale",
                                      "alignment",
                                      "position_offset",
+                                     "atomic_dq",
                                      "seqlens"};
 
 class CommandTest : public CliTest {
@@ -102,6 +103,19 @@ TEST_F(CommandTest, PlanNeedsNoMemory) {
   const Json& traffic = plan["forward"]["traffic"];
   EXPECT_GT(traffic["standard"]["bytes_read"], traffic["flash2"]["bytes_read"]);
   EXPECT_NE(good("plan --shape 1,64,64,1,1,64").find("of standard"), std::string::npos);
+}
+
+TEST_F(CommandTest, PlanAndBenchTakeAtomicDq) {
+  const std::string line = "plan --shape 1,64,64,1,1,64 --backward --json";
+  Json without = json(line);
+  const Json with = json(line + " --atomic-dq");
+  EXPECT_EQ(without["atomic_dq"], false);
+  without["atomic_dq"] = true;
+  EXPECT_EQ(with, without);
+  good(
+      "bench --shape 1,16,16,1,1,16 --pass backward --threads 1 --min-time 0 --atomic-dq --json "
+      "{dir}/b.json");
+  EXPECT_EQ(json_file("b.json")["records"][0]["atomic_dq"], true);
 }
 
 TEST_F(CommandTest, PlanReadsAFile) {
@@ -227,6 +241,12 @@ TEST_F(CommandTest, ExplainSaysWhoseTilesItShows) {
 
 TEST_F(CommandTest, VerifyRunsATable) {
   const Json summary = json("verify --count 20 --isa scalar --json");
+  EXPECT_GE(summary["cells"].get<int>(), 20);
+  EXPECT_EQ(summary["failed"], 0);
+}
+
+TEST_F(CommandTest, VerifyRunsATableWithAtomicDq) {
+  const Json summary = json("verify --count 20 --isa scalar --atomic-dq --json");
   EXPECT_GE(summary["cells"].get<int>(), 20);
   EXPECT_EQ(summary["failed"], 0);
 }

@@ -177,6 +177,21 @@ TEST(Conformance, ASeedIsTheSameCaseAlways) {
   for (const Case& c : named_cases()) EXPECT_TRUE(names.insert(c.name).second) << c.name;
 }
 
+TEST(Conformance, AFailureTellsTheCommandThatRepeatsIt) {
+  Options options;
+  options.entries = {Entry::kCli};
+  options.cli_path = "/nowhere/attentile";
+  options.filter = "case=1/algorithm=flash2/isa=scalar";
+  const std::string cell = "--filter case=1/entry=cli/algorithm=flash2/isa=scalar";
+  Summary summary = run(options);
+  ASSERT_EQ(summary.failures.size(), 1u);
+  EXPECT_EQ(summary.failures[0].command, "attentile verify " + cell);
+  options.atomic_dq = true;
+  summary = run(options);
+  ASSERT_EQ(summary.failures.size(), 1u);
+  EXPECT_EQ(summary.failures[0].command, "attentile verify --atomic-dq " + cell);
+}
+
 TEST(Conformance, ABadFilterRunsNothing) {
   Options options;
   options.filter = "colour=red";

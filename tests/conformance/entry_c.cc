@@ -95,6 +95,7 @@ attentile_options c_options(const Case& c, const Cell& cell) {
   options.algorithm = static_cast<int32_t>(cell.algorithm);
   options.isa = static_cast<int32_t>(cell.isa);
   options.fast_memory_bytes = c.fast_memory_bytes;
+  options.atomic_dq = cell.atomic_dq;
   return options;
 }
 

@@ -82,6 +82,7 @@ std::vector<std::string> flags_of(const Case& c, const Cell& cell, bool heads_fi
   }
   if (heads_first) add({"--layout", "bhsd"});
   if (c.fast_memory_bytes > 0) add({"--fast-memory", std::to_string(c.fast_memory_bytes)});
+  if (cell.atomic_dq) add({"--atomic-dq"});
   add({"--algorithm", attentile::to_string(cell.algorithm), "--isa", attentile::to_string(cell.isa),
        "--threads", std::to_string(c.num_threads)});
   return flags;
@@ -122,6 +123,7 @@ Status failed(const testing::ProcessResult& process, const Case& c, const Oracle
     AttentionOptions options = options_of(c);
     options.algorithm = cell.algorithm;
     options.isa = cell.isa;
+    options.atomic_dq = cell.atomic_dq;
     const AttentionInputs inputs = inputs_of(oracle.values);
     const AttentionOutputs outputs = outputs_of(oracle.slots);
     const Result<Plan> plan =

@@ -33,6 +33,7 @@ EntryResult run_cpp(const Case& c, const Oracle& oracle, const Cell& cell, uint6
   AttentionOptions options = options_of(c);
   options.algorithm = cell.algorithm;
   options.isa = cell.isa;
+  options.atomic_dq = cell.atomic_dq;
   ExecutionContext context;
   context.num_threads = c.num_threads;
   const bool own_workspace = layout_seed % 3 == 0;

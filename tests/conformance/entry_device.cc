@@ -21,6 +21,7 @@ EntryResult run_device(const Case& c, const Oracle& oracle, const Cell& cell,
   io::DeviceCall device(**table, call.inputs(), call.outputs(), call.gradients());
   AttentionOptions options = options_of(c);
   options.algorithm = cell.algorithm;
+  options.atomic_dq = cell.atomic_dq;
   // Else the kernels find the lengths by themselves, up to what the tensors allow; bias and mask
   // have the shape of the longest.
   if (layout_seed % 3 != 0 || c.bias.present || c.mask.present || c.block_mask_heads > 0) {

@@ -80,8 +80,11 @@ std::string cell_name(const Case& c, const Cell& cell) {
 
 // Runs that cell alone.
 std::string command_of(const Cell& cell, const std::string& name) {
-  if (cell.entry == Entry::kDevice) return "attentile verify --device cuda --filter " + name;
-  if (cell.entry != Entry::kEmulator) return "attentile verify --filter " + name;
+  const std::string flags = cell.atomic_dq ? " --atomic-dq" : "";
+  if (cell.entry == Entry::kDevice) {
+    return "attentile verify --device cuda" + flags + " --filter " + name;
+  }
+  if (cell.entry != Entry::kEmulator) return "attentile verify" + flags + " --filter " + name;
   return "ATTENTILE_FILTER=" + name +
          " build/release/tests/attentile_cuda_tests --gtest_filter='*Table.*'";
 }
@@ -214,7 +217,7 @@ class Table {
           const Isa isa = options_.isas[(first_isa + m) % options_.isas.size()];
           if (!filter_.accepts(Filter::kIsa, attentile::to_string(isa))) continue;
           if (!product && (m >= wanted || (entry != Entry::kCpp && n > 0))) continue;
-          cells.push_back({entry, algorithm, isa});
+          cells.push_back({entry, algorithm, isa, options_.atomic_dq});
         }
       }
     }

@@ -27,6 +27,7 @@ struct Cell {
   Entry entry = Entry::kCpp;
   Algorithm algorithm = Algorithm::kFlash2;
   Isa isa = Isa::kScalar;
+  bool atomic_dq = false;
 };
 
 // Runs one cell; layout_seed as of the functions of entry.h.
@@ -51,6 +52,7 @@ struct Options {
   std::vector<Entry> entries;         // empty: cpp, c and, with cli_path, cli
   EntryFunction emulator = nullptr;   // runs entry=emulator, in programs that hold the emulator
   bool forward_only = false;          // cases without their backward pass
+  bool atomic_dq = false;             // of every cell's options
   std::string cli_path;               // the attentile binary that entry=cli cells start
   int64_t max_failures = 20;          // stop after so many failed cells; 0: never
 };

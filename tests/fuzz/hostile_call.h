@@ -384,19 +384,21 @@ class HostileCall {
                                &o.alignment,
                                &o.algorithm,
                                &o.isa,
+                               &o.atomic_dq,
+                               &o.reserved,
                                &c.reserved,
                                &s_.executor.value.num_threads,
                                &s_.executor.value.reserved};
     double* const real[] = {&o.softmax_scale, &o.softcap, &o.dropout_p};
-    const int64_t choice = bytes_.in(0, 23);
+    const int64_t choice = bytes_.in(0, 25);
     if (choice < 12) {
       *wide[choice] = hostile_integer(bytes_, *wide[choice]);
-    } else if (choice < 21) {
+    } else if (choice < 23) {
       int32_t& value = *narrow[choice - 12];
       value = static_cast<int32_t>(hostile_integer(bytes_, value));
     } else {
       const uint64_t bits = bytes_.word();
-      std::memcpy(real[choice - 21], &bits, sizeof bits);
+      std::memcpy(real[choice - 23], &bits, sizeof bits);
     }
   }
 

@@ -179,6 +179,8 @@ SCALARS: list[Bad] = [
     ("position_a_float", attend(position_offset=0.5), TypeError, "position_offset: was 0.5"),
     ("causal_a_word", attend(causal="yes"), TypeError, "causal: was 'yes', expected True or False"),
     ("causal_an_array", attend(causal=np.ones(3)), TypeError, "causal: was"),
+    ("atomic_dq_a_word", attend(atomic_dq="no"), TypeError,
+     "atomic_dq: was 'no', expected True or False"),
     ("alignment_unknown", attend(alignment="middle"), ValueError,
      "alignment: was 'middle', expected one of bottom_right, top_left"),
     ("alignment_a_number", attend(alignment=1), TypeError, "alignment: was 1, expected a string"),

@@ -9,12 +9,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import attentile
+from attentile import _core
+from attentile._call import make_options
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 EMULATED = ROOT / "build/release/libattentile_cuda_emulated.so"
@@ -114,3 +118,70 @@ def test_options_of_device_calls_are_known() -> None:
     attentile.attention(q, q, q, max_seqlen_q=2, max_seqlen_k=2)
     with pytest.raises(ValueError, match="max_seqlen_k: is -1, but it must be at least 0"):
         attentile.attention(q, q, q, max_seqlen_k=-1)
+
+
+def _gradients(framework: Any, **keywords: Any) -> list[np.ndarray]:
+    rng = np.random.default_rng(4)
+    q, k, v, dout = (rng.standard_normal((2, 9, 2, 8)).astype(np.float32) for _ in range(4))
+    q, k, v, dout = (framework(x) for x in (q, k, v, dout))
+    out, lse = attentile.attention(q, k, v, causal=True, return_lse=True, **keywords)
+    found = attentile.attention_backward(dout, q, k, v, out, lse, causal=True, **keywords)
+    return [np.asarray(x) for x in found[:3]]
+
+
+@pytest.mark.parametrize("framework", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
+def test_atomic_dq_changes_nothing_on_the_cpu(framework: Any) -> None:
+    want = _gradients(framework)
+    for value in (False, True):
+        for x, y in zip(_gradients(framework, atomic_dq=value), want, strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+def _torch_gradients(**keywords: Any) -> list[torch.Tensor]:
+    from attentile.torch import attention  # noqa: PLC0415 (registers the operators)
+
+    given = [torch.linspace(-1, 1, 64).reshape(1, 4, 2, 8).roll(n, 3).requires_grad_()
+             for n in range(3)]
+    out = attention(*given, causal=True, **keywords)
+    return list(torch.autograd.grad(out, given, torch.ones_like(out)))
+
+
+def test_atomic_dq_reaches_the_eager_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def backward(tensors: Any, gradients: Any, options: Any, *rest: Any) -> None:
+        seen.append(options)
+        run(tensors, gradients, options, *rest)
+
+    run = _core.backward
+    monkeypatch.setattr(_core, "backward", backward)
+    want, got = _torch_gradients(), _torch_gradients(atomic_dq=True)
+    assert seen == [make_options({"causal": True}),
+                    make_options({"causal": True, "atomic_dq": True})]
+    assert seen[0] is not seen[1]
+    for x, y in zip(got, want, strict=True):
+        assert torch.equal(x, y)
+
+
+class _Calls(TorchDispatchMode):
+    """Notes atomic_dq of every operator of this library that is called inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, bool]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (),
+                           kwargs: Any = None) -> Any:
+        if function.namespace == "attentile":
+            self.seen.append((function.__name__, (kwargs or {}).get("atomic_dq", False)))
+        return function(*args, **(kwargs or {}))
+
+
+def test_atomic_dq_reaches_the_operators() -> None:
+    want = _torch_gradients()
+    for value in (False, True):
+        with _Calls() as calls:
+            got = _torch_gradients(atomic_dq=value)
+        assert calls.seen == [("forward.default", value), ("backward.default", value)]
+        for x, y in zip(got, want, strict=True):
+            assert torch.equal(x, y)

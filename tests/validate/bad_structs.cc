@@ -46,6 +46,8 @@ std::vector<BadCall> bad_structs() {
        "options: struct_size is 0, but it must be in [160, 4096]", kC},
       {"options_struct_size_short", b, [](SampleCall& c) { c.options.struct_size = 159; }, kInvalid,
        "options: struct_size is 159, but it must be in [160, 4096]", kC},
+      {"options_reserved", b, [](SampleCall& c) { c.options.reserved = 3; }, kInvalid,
+       "options: reserved is 3, but it must be 0", kC},
       {"context_struct_size_zero", d, [](SampleCall& c) { c.context.struct_size = 0; }, kInvalid,
        "context: struct_size is 0, but it must be in [72, 4096]", kC},
       {"context_reserved", d, [](SampleCall& c) { c.context.reserved = -1; }, kInvalid,

@@ -96,6 +96,15 @@ TEST(Problem, PackedBackward) {
   EXPECT_EQ(p.sequence(1).seqlen_k_given, 3);
 }
 
+TEST(Problem, AtomicDq) {
+  for (const Base base : {Base::kDense, Base::kPackedBackward}) {
+    SampleCall call(base);
+    EXPECT_FALSE(problem_of(call).atomic_dq);
+    call.options.atomic_dq = 1;
+    EXPECT_TRUE(problem_of(call).atomic_dq);
+  }
+}
+
 TEST(Problem, PagedWithPackedQueries) {
   SampleCall call(Base::kPaged);
   call.q = call.make_tensor(ATTENTILE_FLOAT32, {5, 4, 8});

@@ -207,6 +207,9 @@ AttentionOptions SampleCall::cpp_options() const {
   result.algorithm = static_cast<Algorithm>(options.algorithm);
   result.isa = static_cast<Isa>(options.isa);
   result.fast_memory_bytes = options.fast_memory_bytes;
+  result.max_seqlen_q = options.max_seqlen_q;
+  result.max_seqlen_k = options.max_seqlen_k;
+  result.atomic_dq = options.atomic_dq != 0;
   return result;
 }
 

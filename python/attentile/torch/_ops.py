@@ -25,7 +25,7 @@ SCALARS: dict[str, Any] = {
     "dropout_p": 0.0, "dropout_seed": 0, "dropout_offset": 0, "query_base": 0, "key_base": 0,
     "head_base": 0, "batch_base": 0, "dropout_num_heads_q": 0, "block_size_q": 0,
     "block_size_k": 0, "algorithm": "auto", "isa": "auto", "fast_memory_bytes": 0,
-    "max_seqlen_q": 0, "max_seqlen_k": 0}
+    "max_seqlen_q": 0, "max_seqlen_k": 0, "atomic_dq": False}
 _TYPES = {str: "str", bool: "bool", int: "SymInt", float: "float"}
 _OPTIONAL = {"softmax_scale": "float?", "position_offset": "SymInt?"}
 
