@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // The kernels of the backward pass and their order: what is known of each row; dq, and what sums
-// over all keys of a row need; dk and dv; dbias; dsink.
+// over all keys of a row need; dk and dv, with atomic_dq dq too; dbias; dsink.
 #pragma once
 
 #include <algorithm>
 
 #include "cuda/backward_params.h"
 #include "cuda/sm80/bias_gradient.h"
+#include "cuda/sm80/dq_rounding.h"
 #include "cuda/sm80/key_gradients.h"
 #include "cuda/sm80/query_gradients.h"
 #include "cuda/sm80/row_stats.h"
@@ -39,9 +40,20 @@ bool backward_pass_of(const BackwardParams& p, Launch& launch) {
   using Bias = BiasGradient<T, kHeadDim>;
   static_assert(std::max({Queries::kSharedBytes, Keys::kSharedBytes, Bias::kSharedBytes}) <=
                 backward_shared_bytes(kHeadDim, kIsFloat32<T>));
+  const auto start_keys = [&] {
+    const int64_t blocks = key_blocks(p.call, Keys::kTileN);
+    if constexpr (!kIsFloat32<T>) {
+      if (p.atomic_dq) {
+        using Rounding = DqRounding<T>;
+        return start.template operator()<AtomicGradients<T, kHeadDim>>(blocks) &&
+               start.template operator()<Rounding>(query_blocks(p.call, Rounding::kTileM));
+      }
+    }
+    return start.template operator()<Keys>(blocks);
+  };
   return start.template operator()<Rows>(query_blocks(p.call, Rows::kTileM)) &&
          start.template operator()<Queries>(query_blocks(p.call, Queries::kTileM)) &&
-         start.template operator()<Keys>(key_blocks(p.call, Keys::kTileN)) &&
+         start_keys() &&
          start.template operator()<Bias>(bias_blocks(p, Bias::kTileM, Bias::kTileN)) &&
          start.template operator()<SinkGradient<T>>(p.dsink.data != nullptr ? p.call.num_heads_q
                                                                             : 0);

@@ -15,10 +15,12 @@ struct BackwardParams {
   ArrayParams dsink;             // (head, -, -, -), float32
   float softmax_scale = 1;
   bool sums_keys = false;  // something sums dS over all keys of a row: dsink, some dbias
+  bool atomic_dq = false;  // dq is summed by atomic additions where dk and dv are computed
 };
 
 // The workspace: for each query and head what the backward pass knows of the row before it meets a
-// key, and, where something sums dS over all keys, its delta for that.
+// key, and, where something sums dS over all keys, its delta for that; with atomic_dq then the rows
+// of dq, unscaled, in float32.
 struct RowStat {
   float lse = 0;    // +inf where the row weighs nothing: no key seen, or no such query
   float delta = 0;  // rowsum(dout * out) - dlse
@@ -36,6 +38,15 @@ inline constexpr int64_t num_rows(const ForwardParams& p) {
 }
 inline constexpr int64_t num_stats(const ForwardParams& p) {
   return num_rows(p) * p.num_heads_q * (p.packed_q ? 1 : p.batch);
+}
+
+inline constexpr int64_t kStatBytes = sizeof(RowStat) + sizeof(float);  // of a row
+inline constexpr int64_t stat_bytes(const ForwardParams& p) {
+  return ceil_div(num_stats(p) * kStatBytes, 16) * 16;
+}
+// From one row of the sums of dq to the next, so that each is whole chunks of 16 bits or more.
+inline constexpr int32_t dq_pitch(const ForwardParams& p) {
+  return static_cast<int32_t>(ceil_div(p.head_dim, 8)) * 8;
 }
 
 // Tiles of keys that dbias has; with dropout they begin before key 0 (key_shift).

@@ -39,13 +39,15 @@ BackwardParams make_backward_params(const Problem& p, const DeviceLimits& limits
   constexpr double kLargest = std::numeric_limits<float>::max();
   params.softmax_scale = static_cast<float>(std::clamp(p.softmax_scale, -kLargest, kLargest));
   params.sums_keys = p.dsink.present || (p.dbias.present && p.dbias_shape[3] == 1);
+  params.atomic_dq = p.atomic_dq && p.dtype != DType::kFloat32 && !params.sums_keys;
   return params;
 }
 
 int64_t backward_workspace_bytes(const Problem& p, const DeviceLimits& limits) {
   const BackwardParams params = make_backward_params(p, limits);
-  const int64_t row_bytes = static_cast<int64_t>(sizeof(RowStat) + sizeof(float));
-  return num_stats(params.call) * row_bytes;
+  const int64_t rows = num_stats(params.call);
+  if (!params.atomic_dq) return rows * kStatBytes;
+  return stat_bytes(params.call) + rows * dq_pitch(params.call) * int64_t{sizeof(float)};
 }
 
 }  // namespace attentile::cuda

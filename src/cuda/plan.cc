@@ -64,7 +64,7 @@ void for_launches(const Problem& problem, const DeviceLimits& limits, Visit visi
   }
 }
 
-// Grids and workspaces are counted in int64, up to 2^8 times what is counted here.
+// Grids and workspaces are counted in int64, up to 1,100 times what is counted here.
 Status check_amount(const Problem& p) {
   int64_t count = max64(max64(p.max_seqlen_q, p.max_seqlen_k), 1);
   bool many = __builtin_mul_overflow(count, max64(p.num_heads_q, 1), &count);

@@ -37,7 +37,7 @@ Status emulate_backward(const CallViews& call, const AttentionOptions& options,
 
 conformance::EntryResult run_both_passes(const conformance::Case& c,
                                          const conformance::Oracle& oracle,
-                                         const conformance::Cell&, uint64_t layout_seed) {
+                                         const conformance::Cell& cell, uint64_t layout_seed) {
   using conformance::Placement;
   const Placement placement = layout_seed % 2 == 0 ? Placement::kContiguous : Placement::kRandom;
   conformance::PlacedCall call(c, oracle.given, oracle.slots, layout_seed, placement);
@@ -46,11 +46,13 @@ conformance::EntryResult run_both_passes(const conformance::Case& c,
                                     .block_order = kBlockOrders[layout_seed / 32 % 4],
                                     .seed = layout_seed};
   conformance::EntryResult result;
-  result.status = emulate_forward(call.inputs(), call.outputs(), options_of(c), device);
+  AttentionOptions options = options_of(c);
+  options.atomic_dq = cell.atomic_dq;
+  result.status = emulate_forward(call.inputs(), call.outputs(), options, device);
   if (c.backward && result.status.ok()) {
     call.freeze_outputs();
     result.status =
-        emulate_backward({call.inputs(), call.outputs(), call.gradients()}, options_of(c), device);
+        emulate_backward({call.inputs(), call.outputs(), call.gradients()}, options, device);
   }
   if (!result.status.ok()) return result;
   result.damage = call.damage();

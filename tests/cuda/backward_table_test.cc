@@ -20,7 +20,7 @@ using conformance::Summary;
 constexpr const char* kRefused =
     "flash2: block_mask: is given, but the CUDA kernels have no block patterns";
 
-Summary run_table(const std::string& filter, int64_t cells) {
+Summary run_table(const std::string& filter, int64_t cells, bool atomic_dq = false) {
   conformance::Options options;
   options.count = cells;
   options.filter = filter;
@@ -28,6 +28,7 @@ Summary run_table(const std::string& filter, int64_t cells) {
   options.algorithms = {Algorithm::kFlash2};
   options.isas = {Isa::kAuto};
   options.emulator = run_both_passes;
+  options.atomic_dq = atomic_dq;
   return conformance::run(options);
 }
 
@@ -70,6 +71,11 @@ TEST(BackwardTable, Float16) {
 TEST(BackwardTable, Float32) {
   if (std::getenv("ATTENTILE_FILTER") != nullptr) GTEST_SKIP() << "another test runs the cell";
   report(run_table("dtype=f32", cells_wanted() / 2));
+}
+
+TEST(BackwardTable, AtomicDq) {
+  if (std::getenv("ATTENTILE_FILTER") != nullptr) GTEST_SKIP() << "another test runs the cell";
+  report(run_table("dtype=bf16", cells_wanted() / 2, true));
 }
 
 }  // namespace

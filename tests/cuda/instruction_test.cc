@@ -257,6 +257,24 @@ void sum_atomically(const Words& p, SharedAddress) {
   atomic_add_f32(reinterpret_cast<float*>(p.out), 1.0f);
   atomic_add_acq_rel(reinterpret_cast<int32_t*>(p.out) + 1, -2);
 }
+void sum_small(const Words& p, SharedAddress) {
+  if (thread_idx() != 0) return;
+  float* at = reinterpret_cast<float*>(p.out);
+  atomic_add_f32(at, 0x1p-127f);      // a subnormal input
+  atomic_add_f32(at + 1, 0x1p-126f);  // a subnormal result
+  atomic_add_f32(at + 1, -0x1.8p-126f);
+}
+TEST(Memory, AtomicsOfFloatsFlushSubnormals) {
+  Device device;
+  Buffer<uint32_t> out(device, 2);
+  out[0] = out[1] = 0;
+  const Report report =
+      device.launch<Kernel<32, Words, sum_small>>({1}, 0, {out.data(), nullptr, 0});
+  EXPECT_TRUE(report.clean()) << report.text();
+  EXPECT_EQ(out[0], 0u);
+  EXPECT_EQ(out[1], std::bit_cast<uint32_t>(-0.0f));
+}
+
 TEST(Memory, AtomicsAddAcrossBlocks) {
   for (const Schedule schedule : kSchedules) {
     Device device({.schedule = schedule, .resident_blocks = 4});

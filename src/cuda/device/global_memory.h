@@ -108,7 +108,8 @@ ATTENTILE_DEVICE void st_global_cs(T* address, const T& value,
 #endif
 }
 
-// atom.relaxed.gpu.global.add.f32: returns the value before. Sums depend on the order of arrival.
+// atom.relaxed.gpu.global.add.f32: returns the value before. Sums depend on the order of arrival;
+// subnormal inputs and results are zeros.
 ATTENTILE_DEVICE float atomic_add_f32(float* address, float value,
                                       [[maybe_unused]] Site site = Site::here()) {
 #if ATTENTILE_PTX

@@ -3,7 +3,6 @@
 // and rounded once; subnormal inputs and results are flushed as .ftz does.
 #include <bit>
 #include <cmath>
-#include <limits>
 
 #include "cuda/emulator/instructions.h"
 #include "cuda/emulator/machine.h"
@@ -14,9 +13,6 @@ namespace {
 
 constexpr float kNan = std::bit_cast<float>(0x7FFFFFFFu);
 
-float flush(float x) {
-  return std::fabs(x) < std::numeric_limits<float>::min() ? std::copysign(0.0f, x) : x;
-}
 float canonical(float x) {
   return std::isnan(x) ? kNan : x;
 }

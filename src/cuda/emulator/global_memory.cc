@@ -229,7 +229,7 @@ float atomic_add_f32(float* address, float value, Site site) {
   const Access access = global_access(self, address, 4, Traffic::kGlobalStore, site);
   if (atomic_word<float>(self, access) == nullptr) return 0.0f;
   const auto before = atomic_value<float>(self, access);
-  const float after = before + value;
+  const float after = flush(flush(before) + flush(value));
   self.machine->global_write(self, access, true, &after);
   return before;
 }

@@ -7,7 +7,9 @@
 // collectives a thread is never interrupted: races are found by vector clocks, not by luck.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <memory>
 #include <string>
@@ -23,6 +25,11 @@
 #include "cuda/emulator/shared_shadow.h"
 
 namespace attentile::cuda::emulator {
+
+// As .ftz does.
+inline float flush(float x) {
+  return std::fabs(x) < std::numeric_limits<float>::min() ? std::copysign(0.0f, x) : x;
+}
 
 using SiteId = uint16_t;  // index of a kernel line in Machine::sites; 0: none
 

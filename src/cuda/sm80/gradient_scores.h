@@ -35,6 +35,12 @@ ATTENTILE_DEVICE float* lse_rests(const ForwardParams& p) {
   return summed_deltas(p);
 }
 
+// The row of dq's sums of a query of head h, counted in q's rows.
+ATTENTILE_DEVICE float* dq_sums(const ForwardParams& p, int32_t b, int32_t h, int64_t row) {
+  float* first = reinterpret_cast<float*>(p.workspace + stat_bytes(p));
+  return first + stat_index(p, b, h, row) * dq_pitch(p);
+}
+
 // Of this thread's rows of a warp's tile; a query outside [begin, end) weighs nothing.
 template <class T, int kRowTiles>
 struct TileStats {

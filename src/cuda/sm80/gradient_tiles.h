@@ -42,6 +42,17 @@ ATTENTILE_DEVICE int32_t key_shift(const ForwardParams& p) {
   return p.dropout.enabled ? static_cast<int32_t>(p.dropout.key_base & 31) : 0;
 }
 
+// 0, or NaN if an element is NaN or infinite.
+template <int kTiles>
+ATTENTILE_DEVICE float taint_of(const Accumulator (&tiles)[kTiles], float taint = 0.0f) {
+  ATTENTILE_UNROLL
+  for (int n = 0; n < kTiles; ++n) {
+    ATTENTILE_UNROLL
+    for (int r = 0; r < 4; ++r) taint = fma_rn(tiles[n].value[r], 0.0f, taint);
+  }
+  return taint;
+}
+
 // Accumulators [16 kRowTiles, 8 kColumnTiles] of one warp.
 template <int kRowTiles, int kColumnTiles>
 struct Sums {
@@ -54,17 +65,10 @@ struct Sums {
       for (int n = 0; n < kColumnTiles; ++n) value[m][n] = {};
     }
   }
-  // 0, or NaN if an element is NaN or infinite.
   ATTENTILE_DEVICE float taint() const {
     float taint = 0.0f;
     ATTENTILE_UNROLL
-    for (int m = 0; m < kRowTiles; ++m) {
-      ATTENTILE_UNROLL
-      for (int n = 0; n < kColumnTiles; ++n) {
-        ATTENTILE_UNROLL
-        for (int r = 0; r < 4; ++r) taint = fma_rn(value[m][n].value[r], 0.0f, taint);
-      }
-    }
+    for (int m = 0; m < kRowTiles; ++m) taint = taint_of(value[m], taint);
     return taint;
   }
 };
@@ -198,6 +202,48 @@ ATTENTILE_DEVICE void multiply_columns(SharedTile<T, kRows, kColumnsA> tile_a, u
   }
 }
 
+// A word of a tile without its NaN and infinities.
+template <class T>
+ATTENTILE_DEVICE uint32_t finite_part(uint32_t word) {
+  constexpr uint32_t kExponent = 0x7F800000;
+  if constexpr (kIsFloat32<T>) return (word & kExponent) == kExponent ? 0 : word;
+  if constexpr (!kIsFloat32<T>) return split_values<T>(word).finite;
+}
+
+// acc [16, 8 kColumnTiles] = A B of 16 rows of a tile, from row_a on, and columns of another, from
+// column_b on; multiples of 16. kFinite: B without its NaN and infinities.
+template <bool kFinite, class T, int kRows, int kDepth, int kColumns, int kColumnTiles>
+ATTENTILE_DEVICE void multiply_tiles(SharedTile<T, kRows, kDepth> tile_a, uint32_t row_a,
+                                     SharedTile<T, kDepth, kColumns> tile_b, uint32_t column_b,
+                                     Accumulator (&acc)[kColumnTiles]) {
+  constexpr uint32_t kPitchA = SharedTile<T, kRows, kDepth>::kPanelBytes;
+  constexpr uint32_t kPitchB = SharedTile<T, kDepth, kColumns>::kPanelBytes;
+  const int lane = static_cast<int>(lane_idx());
+  const Position at_a = ldmatrix_a(lane);
+  const Position at_b = ldmatrix_b_trans(lane);
+  const SharedAddress place_a = tile_a.at(at_a.row, at_a.column) + row_a * kPitchA;
+  SharedAddress place_b[kColumnTiles / 2];
+  ATTENTILE_UNROLL
+  for (int n = 0; n < kColumnTiles; n += 2) {
+    place_b[n / 2] = tile_b.at(at_b.row, column_b + 8 * n + at_b.column);
+    acc[n] = acc[n + 1] = {};
+  }
+  ATTENTILE_UNROLL
+  for (int k = 0; k < kDepth; k += 16) {
+    const FragmentA a = ldmatrix<4>(tile_a.columns_on(place_a, static_cast<uint32_t>(k)));
+    ATTENTILE_UNROLL
+    for (int n = 0; n < kColumnTiles; n += 2) {
+      Registers<4> b = ldmatrix<4, true>(place_b[n / 2] + static_cast<uint32_t>(k) * kPitchB);
+      if constexpr (kFinite) {
+        ATTENTILE_UNROLL
+        for (uint32_t& word : b.reg) word = finite_part<T>(word);
+      }
+      mma_m16n8k16<T>(acc[n], a, {b.reg[0], b.reg[1]});
+      mma_m16n8k16<T>(acc[n + 1], a, {b.reg[2], b.reg[3]});
+    }
+  }
+}
+
 // sums [16 kRowTiles, kColumns] += A B, of A [16 kRowTiles, kRows] in accumulators, rounded here,
 // and B a tile.
 template <class T, int kRows, int kColumns, int kRowTiles>
@@ -225,14 +271,6 @@ ATTENTILE_DEVICE void multiply_accumulators(const Accumulator (&a)[kRowTiles][kR
       }
     }
   }
-}
-
-// A word of a tile without its NaN and infinities.
-template <class T>
-ATTENTILE_DEVICE uint32_t finite_part(uint32_t word) {
-  constexpr uint32_t kExponent = 0x7F800000;
-  if constexpr (kIsFloat32<T>) return (word & kExponent) == kExponent ? 0 : word;
-  if constexpr (!kIsFloat32<T>) return split_values<T>(word).finite;
 }
 
 // NaN and infinity of a tile -> 0, by all threads of the block; barriers are the caller's.

@@ -7,6 +7,9 @@
 //     P, dT = from S, dP, lse and delta      gradient_scores.h; through shared memory, in 16 bits
 //     dV = dV + P^T dO,  dK = dK + dT^T Q    both operands by ldmatrix.trans
 //
+// AtomicGradients computes dQ = dQ + dT K in the same walk, five products where two passes have
+// seven; the blocks of a head's keys add to the same sums, in the order they come.
+//
 // The sum over the heads of a group and over queries has one order and one writer. For S and dP a
 // warp has 16 kRowTiles queries x 32 keys, for dV and dK some keys x some columns. Two slots for Q
 // where there is room, one for dO: while S and dP are computed the next Q arrives, while dT^T Q is,
@@ -65,8 +68,9 @@ ATTENTILE_DEVICE KeyTask find_key_task(const ForwardParams& p) {
   return task;
 }
 
-template <class T, int kHeadDimClass>
-struct KeyGradients {
+// kSumsDq: dq too, by atomic additions to float32 sums (KeyGradients, AtomicGradients).
+template <class T, int kHeadDimClass, bool kSumsDq>
+struct KeyBlock {
   static constexpr int kHeadDim = kHeadDimClass;
   static constexpr int kWarps = kIsFloat32<T> && kHeadDim <= 128 ? 4 : 8;
   static constexpr int kThreads = kWarps * kWarpSize;
@@ -85,6 +89,9 @@ struct KeyGradients {
   static constexpr int kColumnGroups = kWarps / kKeyGroups;
   static constexpr int kKeyRowTiles = kTileN / kKeyGroups / 16;
   static constexpr int kColumns = kHeadDim / kColumnGroups;
+  // Of a warp in dQ: 16 queries, a part of the columns, so many at a time.
+  static constexpr int kDqColumns = kHeadDim / (kWarps / (kTileM / 16));
+  static constexpr int kDqStep = kDqColumns % 32 == 0 ? 32 : 16;
 
   using Params = BackwardParams;
   using QueryTile = SharedTile<T, kTileM, kHeadDim>;  // Q, and dO
@@ -223,6 +230,9 @@ struct KeyGradients {
       bar_sync();  // all have read dO
       load_queries(p, arena.task.load(), next, p.dout, arena.dout);
       multiply_columns(arena.dt, key_group, q, column_group, dk.value);
+      if constexpr (kSumsDq) {
+        if (!walk.isolate) add_dq(p, arena, step);
+      }
       if constexpr (kQuerySlots == 2) {
         slot ^= 1;
       } else {
@@ -280,6 +290,36 @@ struct KeyGradients {
     store_scores(tile, to, weights);
   }
 
+  // dT K of one step, to the sums. Not twice: a warp isolates NaN by itself.
+  ATTENTILE_DEVICE static void add_dq(const Params& p, const Arena& arena, Step step) {
+    static_assert(!kIsFloat32<T>);
+    constexpr uint32_t kRowGroups = kTileM / 16;
+    const BlockTask task = arena.task.load();
+    const uint32_t row = task.warp % kRowGroups * 16;
+    const int32_t first = static_cast<int32_t>(task.warp / kRowGroups * kDqColumns);
+    ATTENTILE_ROLL
+    for (int32_t column = first; column < first + kDqColumns; column += kDqStep) {
+      if (column >= p.call.head_dim) return;
+      Accumulator sums[kDqStep / 8];
+      multiply_tiles<false>(arena.dt, row, arena.k, column, sums);
+      const float taint = taint_of(sums);
+      if (any(taint != taint)) multiply_tiles<true>(arena.dt, row, arena.k, column, sums);
+      ATTENTILE_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        const int32_t lane = static_cast<int32_t>(lane_idx());
+        const int32_t query = step.q0 + static_cast<int32_t>(row) + 8 * half + lane / 4;
+        if (query < task.q_begin || query >= task.q_end) continue;
+        float* to = dq_sums(p.call, task.b, step.h, task.row_q + query) + column + lane % 4 * 2;
+        ATTENTILE_UNROLL
+        for (int n = 0; n < kDqStep / 8; ++n) {
+          if (column + 8 * n >= p.call.head_dim) continue;
+          atomic_add_f32(to + 8 * n, sums[n].value[2 * half]);
+          atomic_add_f32(to + 8 * n + 1, sums[n].value[2 * half + 1]);
+        }
+      }
+    }
+  }
+
   // dk and dv, scaled and rounded, to the tiles of K and V.
   ATTENTILE_DEVICE static void store_tile(const Params& p, const Arena& arena, const KeySums& dk,
                                           const KeySums& dv) {
@@ -307,5 +347,10 @@ struct KeyGradients {
                             .in_chunks = array.in_chunks});
   }
 };
+
+template <class T, int kHeadDim>
+struct KeyGradients : KeyBlock<T, kHeadDim, false> {};
+template <class T, int kHeadDim>
+struct AtomicGradients : KeyBlock<T, kHeadDim, true> {};
 
 }  // namespace attentile::cuda

@@ -8,7 +8,8 @@
 //     dQ = dQ + dT K                         dT from the accumulators, K by ldmatrix.trans
 //
 // So dq has one writer and one order of addition, and no atomics; the price is that S and dP are
-// computed here and for dK and dV. Two slots for K, one for V: while S is computed the next K
+// computed here and for dK and dV. With atomic_dq, what is left of it is delta of rows of few keys.
+// Two slots for K, one for V: while S is computed the next K
 // arrives, while dT K is, the next V. Of float32 the products are fused multiply-adds, and what
 // lse, rounded, leaves is found first, from the weights' sum.
 #pragma once
@@ -73,6 +74,8 @@ struct QueryGradients {
   ATTENTILE_DEVICE static void run(const Params& p, SharedAddress start) {
     const BlockTask task = find_task<kTileM>(p.call);
     if (task.q_begin >= task.q_end) return;
+    Pass pass = task.k_end - task.k_begin <= kNarrow ? Pass::kSums : Pass::kGradients;
+    if (p.atomic_dq && pass == Pass::kGradients) return;
     const Arena arena = {{start},
                          {start + QueryTile::kBytes},
                          {start + kVAt},
@@ -84,13 +87,13 @@ struct QueryGradients {
     load_queries(p, task, p.dout, p.call.head_dim_v, arena.dout);
     cp_async_commit_group();
     Rows rows;
-    Pass pass = task.k_end - task.k_begin <= kNarrow ? Pass::kSums : Pass::kGradients;
     ATTENTILE_ROLL
     for (bool more = true; more;) {
       walk(p, arena, pass, rows);
       more = pass == Pass::kSums;
       if (more) {
         store_summed_deltas(p, arena.task.load(), rows, true);
+        if (p.atomic_dq) return;
         bar_warp_sync();
         pass = Pass::kGradients;
       } else if (pass == Pass::kGradients) {

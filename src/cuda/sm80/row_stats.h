@@ -34,6 +34,7 @@ struct RowStats {
         dot.any_out = dot.any_out | shfl_xor(dot.any_out, mask);
       }
       if (present && thread_idx() % kRowLanes == 0) store(p, task, task.row_q + query, dot);
+      if (present && p.atomic_dq) clear_sums(p, task, task.row_q + query);
     }
   }
 
@@ -71,6 +72,15 @@ struct RowStats {
     }
     const int64_t stride = array.stride[3];
     return load_elements(row + c * stride, count, stride);
+  }
+
+  // Of dq.
+  ATTENTILE_DEVICE static void clear_sums(const Params& p, const BlockTask& task, int32_t row) {
+    float* sums = dq_sums(p.call, task.b, task.h, row);
+    for (int32_t c = kChunkOf<float> * static_cast<int32_t>(thread_idx() % kRowLanes);
+         c < dq_pitch(p.call); c += kChunkOf<float> * kRowLanes) {
+      st_global(reinterpret_cast<Chunk<float>*>(sums + c), Chunk<float>{});
+    }
   }
 
   ATTENTILE_DEVICE static void store(const Params& p, const BlockTask& task, int32_t row,
