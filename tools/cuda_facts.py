@@ -25,7 +25,8 @@ TABLE = ROOT / "src/cuda/kernel_facts.inc"
 ARCHITECTURES = (80, 90)
 # Products of two matrices per tile, and whose rows pass by: those of keys or those of queries.
 PRODUCTS = {"Forward": (2, "tile_n"), "QueryGradients": (3, "tile_n"),
-            "KeyGradients": (4, "tile_m"), "BiasGradient": (2, "tile_n")}
+            "KeyGradients": (4, "tile_m"), "AtomicGradients": (5, "tile_m"),
+            "BiasGradient": (2, "tile_n")}
 COLUMNS = ("mma", "ldmatrix", "copy", "exp", "float", "memory", "shuffle", "control", "index")
 
 
@@ -52,7 +53,7 @@ def tiles(program):
     for dtype in ("bf16", "f16"):
         for head_dim in (32, 64, 96, 128, 192, 256):
             for rows in (1024, 1):
-                for options in ([], ["--softcap", "5"]):
+                for options in ([], ["--softcap", "5"], ["--atomic-dq"]):
                     backward = ["--backward"] if rows > 1 else []
                     done = subprocess.run(
                         [program, "plan", "--gpu", "h200", "--dtype", dtype, "--shape",
@@ -72,6 +73,8 @@ def compiled(source, architecture, folder):
     if not (cubin.exists() and log.exists()):
         done = check_cuda_compile.nvcc(architecture, "-cubin", "-Xptxas", "-v",
                                        ROOT / f"tests/cuda/kernels/{source}.cu", "-o", cubin)
+        if done.returncode != 0:
+            sys.exit(done.stderr)
         log.write_text(done.stderr)
     return cubin, log.read_text()
 

@@ -27,7 +27,7 @@ ATTENTILE_DEVICE float reciprocal(float x) {
 // exp(-(x + more)) of x >= 0 and a small rest of it, as accurate as ex2 itself: what the product
 // with log2(e), rounded, loses of a large x is made up for.
 ATTENTILE_DEVICE float exp_minus(float x, float more) {
-  constexpr float kLog2ELo = 0x1.4ae0bfp-26f;
+  constexpr float kLog2ELo = 0x1.4ae0cp-26f;
   constexpr float kLn2 = 0x1.62e43p-1f;
   const float exponent = mul_rn(x, -kLog2E);
   const float lost = fma_rn(x, -kLog2ELo, fma_rn(x, -kLog2E, -exponent));

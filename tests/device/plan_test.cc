@@ -44,6 +44,7 @@ Problem random_problem(Random& random) {
   p.device = Device::kCuda;
   p.algorithm = Algorithm::kFlash2;
   p.backward = up_to(random, 3) == 0;
+  p.atomic_dq = coin(random);
   p.dtype = coin(random) ? DType::kFloat16 : coin(random) ? DType::kBFloat16 : DType::kFloat32;
   p.batch = size_up_to(random, 31);
   p.num_heads_kv = size_up_to(random, 8);
@@ -148,7 +149,8 @@ TEST(KernelFacts, KnowsEveryKernelOfThePlainCalls) {
       const std::string classes = "<" + name + ", " + std::to_string(head_dim);
       for (const std::string& kernel :
            {"Forward" + classes + ", true>", "Forward" + classes + ", true, false>",
-            "QueryGradients" + classes + ">", "KeyGradients" + classes + ">"}) {
+            "QueryGradients" + classes + ">", "KeyGradients" + classes + ">",
+            "AtomicGradients" + classes + ">"}) {
         for (const int32_t architecture : {80, 90}) {
           const KernelFacts* facts = find_kernel_facts(kernel, architecture);
           ASSERT_NE(facts, nullptr) << kernel;

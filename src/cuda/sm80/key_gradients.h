@@ -297,8 +297,9 @@ struct KeyBlock {
     const BlockTask task = arena.task.load();
     const uint32_t row = task.warp % kRowGroups * 16;
     const int32_t first = static_cast<int32_t>(task.warp / kRowGroups * kDqColumns);
-    ATTENTILE_ROLL
-    for (int32_t column = first; column < first + kDqColumns; column += kDqStep) {
+    ATTENTILE_UNROLL
+    for (int offset = 0; offset < kDqColumns; offset += kDqStep) {
+      const int32_t column = first + offset;
       if (column >= p.call.head_dim) return;
       Accumulator sums[kDqStep / 8];
       multiply_tiles<false>(arena.dt, row, arena.k, column, sums);
