@@ -77,9 +77,10 @@ class Call:
     """The tensors of a shape, [batch, seqlen, heads, head_dim] in memory of (batch, heads, seqlen,
     head_dim), and the structs that point at them."""
 
-    def __init__(self, memory: Memory, shape: Shape) -> None:
+    def __init__(self, memory: Memory, shape: Shape, atomic_dq: bool = False) -> None:
         self.memory = memory
         self.shape = shape
+        self.atomic_dq = atomic_dq
         self.tensors: dict[str, torch.Tensor] = {}
         self.views: dict[str, c_api.Tensor] = {}
         names = ["q", "k", "v", "out"]
@@ -119,7 +120,8 @@ class Call:
         """Runs once; RuntimeError with the library's sentence where it refuses."""
         library, byref = self.memory.library, ctypes.byref
         inputs, outputs = self.struct(c_api.Inputs), self.struct(c_api.Outputs)
-        options = c_api.Options(causal=self.shape.causal, window_left=-1, window_right=-1)
+        options = c_api.Options(causal=self.shape.causal, window_left=-1, window_right=-1,
+                                atomic_dq=self.atomic_dq)
         context = c_api.Context(stream=self.memory.stream())
         gradients = self.struct(c_api.Gradients) if self.shape.backward else None
         self.kept = (inputs, outputs, options, context, gradients)

@@ -196,13 +196,18 @@ def run_shape(memory: Memory, timer: Timer, shape: Shape, unit: str) -> bool:
         say(kind="refused", words=shape.words, why=str(error)[:200])
         return False
     peers = torch_runs(shape, call.tensors)
-    seconds = timer.medians({"attentile": call.run, **peers,
-                             **flash_attn_runs(shape, call.tensors)})
+    own = {"attentile": call.run}
+    if shape.backward:
+        atomic = Call(memory, shape, atomic_dq=True)
+        atomic.prepare()
+        own["atomic_dq"] = atomic.run
+    seconds = timer.medians({**own, **peers, **flash_attn_runs(shape, call.tensors)})
     work = shape.cache_bytes / 1e9 if unit == "GB/s" else shape.flops / 1e12
     rates = {name: work / s for name, s in seconds.items()}
-    ours = rates.pop("attentile")
-    row: dict[str, Any] = {"kind": "row", "words": shape.words, "unit": unit, "attentile": ours,
+    row: dict[str, Any] = {"kind": "row", "words": shape.words, "unit": unit,
+                           **{name: rates.pop(name) for name in own},
                            "rates": rates, "seconds": seconds}
+    ours = row["attentile"]
     good = True
     if rates:
         best = max(rates, key=lambda name: rates[name])

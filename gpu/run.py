@@ -272,7 +272,8 @@ def print_races(run: Run) -> None:
         for row in rows[:22]:
             ours, best = row["attentile"], row.get("best")
             peer = f"{best:9.1f}  {row['ratio']:5.2f}x  {row['best_name']}" if best else "        -"
-            print(f"  {row['words']:<44}{ours:9.1f}{peer}")
+            atomic = f"  (with atomic dq {row['atomic_dq']:.1f})" if "atomic_dq" in row else ""
+            print(f"  {row['words']:<44}{ours:9.1f}{peer}{atomic}")
 
 
 def write_json(run: Run, path: Path) -> None:

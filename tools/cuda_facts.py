@@ -93,8 +93,11 @@ def loop_of(kernel, lines, launches):
     num_mma = products * launch["tile_m"] * launch["tile_n"] * columns // 2048
     num_copies = 2 * launch[passing] * columns * 2 // 16 // launch["threads"]
     warps = launch["threads"] // 32
+    # Of dq's sums, one element a thread at a time.
+    num_atomics = launch["tile_m"] * columns // launch["threads"] \
+        if family == "AtomicGradients" else 0
     for copies in range(num_copies, -1, -1):
-        found = sass.full_tile(lines, num_mma // warps, copies)
+        found = sass.full_tile(lines, num_mma // warps, copies, num_atomics)
         if found is not None:
             return sass.mix(found)
     return None

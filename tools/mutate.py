@@ -3,7 +3,7 @@
 """Mutation check: does the unmodified test suite notice each small mistake of tests/mutants/?
 
     python3 tools/mutate.py [--only PART_OF_NAME]... [--sample N] [--resume] [--jobs N]
-                            [--compiler CXX] [--trusted] [--always]
+                            [--compiler CXX] [--trusted] [--always] [--record]
     python3 tools/mutate.py --make NAME FILE OLD NEW WHAT     writes tests/mutants/NAME.patch
 
 A mutant is a one-hunk patch to a product file, preceded by a header of `Key: value` lines:
@@ -17,12 +17,11 @@ Mutants of the CUDA kernels are judged by the tests on the emulated GPU alone (t
 run every kernel, single tests beside the tables. --sample N takes N mutants, spread over the list.
 
 The tree is copied to build/mutants/tree and built there once; its suite must pass (--trusted: has
-just done so). Then each mutant
-in turn is applied, the test programs are rebuilt and run, fastest first, until one fails. Prints
-who killed each, writes build/mutants/result.json (--resume keeps what it says of patches that have
-not changed since, for a run that was cut short), and exits 1 if a mutant survived without a reason
-or was killed although its header says it survives. Compiling dominates: ccache makes the way back
-to the unmodified source free.
+just done so). Then each mutant in turn is applied, the test programs are rebuilt and run, fastest
+first, until one fails. Prints who killed each, writes build/mutants/result.json, with --record
+tests/mutants/verdicts.json too, and exits 1 if a mutant survived without a reason or was killed
+although its header says it survives. --resume keeps what both files say of patches that have not
+changed since. Compiling dominates: ccache makes the way back to the unmodified source free.
 """
 
 import argparse
@@ -42,6 +41,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "build" / "mutants"
 TREE = WORK / "tree"
 BUILD = WORK / "build"
+VERDICTS = ROOT / "tests" / "mutants" / "verdicts.json"
 TRUSTED_SECONDS = 300  # that a suite takes at most, where it is not measured
 TIMEOUT_FACTOR = 10  # a mutant that takes so many times the usual time is killed, too
 
@@ -85,7 +85,8 @@ class Mutant:
         self.survives = fields.get("Survives", "")
         self.always = fields.get("Always") == "yes"
         self.file = re.search(r"^\+\+\+ b/(\S+)", text, flags=re.MULTILINE).group(1)
-        self.emulated = self.file.startswith(("src/cuda/device/", "src/cuda/sm80/"))
+        self.emulated = self.file.startswith(
+            ("src/cuda/device/", "src/cuda/sm80/", "src/cuda/numerics.h"))
         if len(re.findall(r"^@@ ", text, flags=re.MULTILINE)) != 1:
             raise SystemExit(f"mutate: {path}: more than one hunk, expected one")
 
@@ -196,12 +197,31 @@ def make(name, file, old, new, what):
     print(path.relative_to(ROOT))
 
 
+def recorded():
+    """Verdicts by digest: of the last run, and before it those of VERDICTS."""
+    judged = {}
+    for path in (VERDICTS, WORK / "result.json"):
+        if path.exists():
+            judged.update({r["digest"]: r for r in json.loads(path.read_text())})
+    return judged
+
+
+def record(results):
+    """Adds results to VERDICTS, one line each by name; those of patches that are gone leave it."""
+    present = {Mutant(path).digest for path in (ROOT / "tests" / "mutants").glob("*.patch")}
+    known = json.loads(VERDICTS.read_text()) if VERDICTS.exists() else []
+    judged = {r["name"]: r for r in known + results if r["digest"] in present}
+    lines = ",\n".join(json.dumps(judged[name]) for name in sorted(judged))
+    VERDICTS.write_text(f"[\n{lines}\n]\n")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", action="append", default=[], help="part of a mutant's name")
     parser.add_argument("--sample", type=int, metavar="N", help="so many, spread over the list")
     parser.add_argument("--make", nargs=5, metavar=("NAME", "FILE", "OLD", "NEW", "WHAT"))
     parser.add_argument("--resume", action="store_true", help="judge only what is not judged yet")
+    parser.add_argument("--record", action="store_true", help=f"in {VERDICTS.relative_to(ROOT)}")
     parser.add_argument("--always", action="store_true", help="those marked so")
     parser.add_argument("--trusted", action="store_true",
                         help="the unmodified tree's suite has just passed")
@@ -220,9 +240,7 @@ def main():
     if arguments.sample and mutants:
         chosen = range(arguments.sample)
         mutants = [mutants[i * len(mutants) // arguments.sample] for i in chosen]
-    judged = {}
-    if arguments.resume and (WORK / "result.json").exists():
-        judged = {r["digest"]: r for r in json.loads((WORK / "result.json").read_text())}
+    judged = recorded() if arguments.resume else {}
     TREE.mkdir(parents=True, exist_ok=True)
     copy_tree()
     status, out = run("cmake", "-S", TREE, "-B", BUILD, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
@@ -254,6 +272,8 @@ def main():
                         "seconds": round(time.monotonic() - start, 1)})
         print(f"{mutant.name:36} {verdict:9} {detail}", flush=True)
         (WORK / "result.json").write_text(json.dumps(results, indent=1) + "\n")
+        if arguments.record:
+            record(results)
     killed = sum(result["verdict"] == "killed" for result in results)
     print(f"{len(results)} mutants, {killed} killed, {len(results) - killed} not, {bad} unexpected")
     return 1 if bad else 0

@@ -15,8 +15,8 @@ CLASSES = {
     "exp": ("MUFU",),
     "float": ("FFMA", "FMUL", "FADD", "FMNMX", "FSEL", "FSETP", "F2FP", "FSET", "F2F", "HADD2",
               "HFMA2", "FCHK"),
-    "memory": ("LDS", "STS", "LDG", "STG", "LD", "ST", "LDC", "ULDC", "STSM", "RED", "ATOM",
-               "ATOMG"),
+    "memory": ("LDS", "STS", "LDG", "STG", "LD", "ST", "LDC", "ULDC", "STSM", "RED", "REDG",
+               "ATOM", "ATOMG"),
     "shuffle": ("SHFL", "VOTE", "VOTEU", "REDUX"),
     "control": ("BRA", "BSSY", "BSYNC", "BAR", "WARPSYNC", "DEPBAR", "LDGDEPBAR", "EXIT", "NOP",
                 "BREAK", "YIELD", "CALL", "RET"),
@@ -94,35 +94,43 @@ def loops_of(blocks: dict[str, Block]) -> list[list[str]]:
     return sorted(found, key=len)
 
 
-def full_tile(lines: list[str], num_mma: int, num_copies: int) -> Counter[str] | None:
-    """The fewest instructions of a way around the inner loop with that many mma and copies."""
+# What makes a tile a full one: a way around the loop may leave out none of it.
+COUNTED = (("HMMA",), ("LDGSTS",), ("RED", "REDG"))
+
+
+def full_tile(lines: list[str], num_mma: int, num_copies: int,
+              num_atomics: int = 0) -> Counter[str] | None:
+    """The fewest instructions of a way around the inner loop with that many mma, copies and
+    atomic additions."""
     blocks = blocks_of(lines)
     for loop in loops_of(blocks):
         if sum(blocks[label].counts["HMMA"] for label in loop) < num_mma:
             continue
-        found = cheapest(blocks, loop, num_mma, num_copies)
+        found = cheapest(blocks, loop, (num_mma, num_copies, num_atomics))
         if found is not None:
             return found
     return None
 
 
-def cheapest(blocks: dict[str, Block], loop: list[str], num_mma: int,
-             num_copies: int) -> Counter[str] | None:
-    """Over the loop's blocks in code order, jumps back only to its head; state: mma and copies."""
+def cheapest(blocks: dict[str, Block], loop: list[str],
+             wanted: tuple[int, ...]) -> Counter[str] | None:
+    """Over the loop's blocks in code order, jumps back only to its head; state: how many of
+    COUNTED so far."""
     place = {label: i for i, label in enumerate(loop)}
-    best: list[dict[tuple[int, int], Counter[str]]] = [{} for _ in loop]
-    best[0][0, 0] = Counter()
+    best: list[dict[tuple[int, ...], Counter[str]]] = [{} for _ in loop]
+    best[0][(0,) * len(COUNTED)] = Counter()
     answer: Counter[str] | None = None
     for i, label in enumerate(loop):
         block = blocks[label]
-        for (mma, copies), counts in best[i].items():
-            state = (mma + block.counts["HMMA"], copies + block.counts["LDGSTS"])
-            if state[0] > num_mma or state[1] > num_copies:
+        for before, counts in best[i].items():
+            state = tuple(n + sum(block.counts[name] for name in names)
+                          for n, names in zip(before, COUNTED, strict=True))
+            if any(n > most for n, most in zip(state, wanted, strict=True)):
                 continue
             after = counts + block.counts
             for target in block.next:
                 if target == loop[0]:
-                    if state == (num_mma, num_copies):
+                    if state == wanted:
                         if answer is None or after.total() < answer.total():
                             answer = after
                 elif place.get(target, -1) > i:

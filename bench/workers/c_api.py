@@ -60,7 +60,9 @@ class Options(Struct):
         ("batch_base", ctypes.c_int64), ("dropout_num_heads_q", ctypes.c_int64),
         ("block_size_q", ctypes.c_int64), ("block_size_k", ctypes.c_int64),
         ("algorithm", ctypes.c_int32), ("isa", ctypes.c_int32),
-        ("fast_memory_bytes", ctypes.c_int64)]
+        ("fast_memory_bytes", ctypes.c_int64), ("max_seqlen_q", ctypes.c_int64),
+        ("max_seqlen_k", ctypes.c_int64), ("atomic_dq", ctypes.c_int32),
+        ("reserved", ctypes.c_int32)]
 
 
 class Context(Struct):
