@@ -196,6 +196,7 @@ std::string problem_key(const Json& record) {
   for (const char* field : kTexts) key += record[field].get<std::string>() + "|";
   for (const char* field : kSizes) key += record[field].dump() + "|";
   for (const char* field : kFlags) key += record[field].dump() + "|";
+  if (record.value("atomic_dq", false)) key += "atomic_dq|";
   for (const char* field : kOptions) {
     // 30 and 30.0 are one value.
     const Json& value = record[field];
@@ -234,6 +235,7 @@ std::string option_words(const Json& record) {
   }
   const std::string layout = record["layout"].get<std::string>();
   if (layout != "bshd") words += " " + io::printable(layout, 20);
+  if (record.value("atomic_dq", false)) words += " atomic dq";
   const std::string feature = record.value("feature", std::string());
   if (!feature.empty()) words += " " + io::printable(feature, 20);
   return words;

@@ -79,6 +79,8 @@ std::vector<Case> short_cases() {
   packed.causal = true;
   cases.push_back(packed);
   cases.push_back(sized(make("few queries", kBrain, 128), 2, 700));
+  cases.push_back(make("float32", DType::kFloat32, 64));
+  cases.push_back(make("float32 wide", DType::kFloat32, 256));
   const size_t forward_only = cases.size();
   for (size_t n = 0; n < forward_only; ++n) {
     Case c = with_backward(cases[n]);
@@ -99,6 +101,7 @@ std::vector<Case> repeated_cases() {
   dropout.dropout_seed = 5;
   cases.push_back(dropout);
   cases.push_back(sized(make("decode 128", kBrain, 128), 1, 4096));
+  cases.push_back(with_backward(sized(make("float32 128", DType::kFloat32, 128), 200, 300)));
   return cases;
 }
 

@@ -41,11 +41,14 @@ int fail(const std::string& words) {
   return 1;
 }
 
-// CELLS and SECONDS of each dtype; float64 has no kernels.
+// CELLS and SECONDS of each dtype, and with atomic_dq; float64 has no kernels.
 int run_table(const cuda::BackendTable&, int64_t cells, double seconds) {
   int result = 0;
-  for (const char* dtype : {"bf16", "f16", "f32"}) {
+  constexpr std::pair<const char*, bool> kTables[] = {
+      {"bf16", false}, {"f16", false}, {"f32", false}, {"bf16", true}};
+  for (const auto& [dtype, atomic_dq] : kTables) {
     conformance::Options options;
+    options.atomic_dq = atomic_dq;
     options.count = cells;
     options.filter = std::string("dtype=") + dtype;
     options.entries = {conformance::Entry::kDevice};
@@ -64,8 +67,9 @@ int run_table(const cuda::BackendTable&, int64_t cells, double seconds) {
     }
     double worst = 0;
     for (const auto& [output, ratio] : summary.worst_ratios) worst = std::max(worst, ratio);
-    std::printf("{\"dtype\": \"%s\", \"cells\": %lld, \"passed\": %lld, ", dtype,
-                static_cast<long long>(summary.cells), static_cast<long long>(summary.passed));
+    std::printf("{\"dtype\": \"%s%s\", \"cells\": %lld, \"passed\": %lld, ", dtype,
+                atomic_dq ? " atomic_dq" : "", static_cast<long long>(summary.cells),
+                static_cast<long long>(summary.passed));
     std::printf("\"failed\": %lld, \"refused\": %lld, \"largest_error_over_allowed\": %.3f}\n",
                 static_cast<long long>(summary.failed), static_cast<long long>(summary.refused),
                 worst);

@@ -21,7 +21,7 @@ just done so). Then each mutant in turn is applied, the test programs are rebuil
 first, until one fails. Prints who killed each, writes build/mutants/result.json, with --record
 tests/mutants/verdicts.json too, and exits 1 if a mutant survived without a reason or was killed
 although its header says it survives. --resume keeps what both files say of patches that have not
-changed since. Compiling dominates: ccache makes the way back to the unmodified source free.
+changed since, whatever else has. Compiling dominates: ccache makes the way back to the unmodified source free.
 """
 
 import argparse
@@ -208,9 +208,9 @@ def recorded():
 
 def record(results):
     """Adds results to VERDICTS, one line each by name; those of patches that are gone leave it."""
-    present = {Mutant(path).digest for path in (ROOT / "tests" / "mutants").glob("*.patch")}
+    present = {path.stem for path in (ROOT / "tests" / "mutants").glob("*.patch")}
     known = json.loads(VERDICTS.read_text()) if VERDICTS.exists() else []
-    judged = {r["name"]: r for r in known + results if r["digest"] in present}
+    judged = {r["name"]: r for r in known + results if r["name"] in present}
     lines = ",\n".join(json.dumps(judged[name]) for name in sorted(judged))
     VERDICTS.write_text(f"[\n{lines}\n]\n")
 
@@ -256,7 +256,7 @@ def main():
         if mutant.digest in judged:
             result = judged[mutant.digest]
             bad += result["verdict"] != result["expected"]
-            results.append(result)
+            results.append({**result, "name": mutant.name})
             continue
         start = time.monotonic()
         mutant.apply()
@@ -274,6 +274,8 @@ def main():
         (WORK / "result.json").write_text(json.dumps(results, indent=1) + "\n")
         if arguments.record:
             record(results)
+    if arguments.record:
+        record(results)
     killed = sum(result["verdict"] == "killed" for result in results)
     print(f"{len(results)} mutants, {killed} killed, {len(results) - killed} not, {bad} unexpected")
     return 1 if bad else 0

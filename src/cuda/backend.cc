@@ -6,6 +6,7 @@
 
 #include "cpu/traffic.h"
 #include "cuda/load.h"
+#include "cuda/make_backward_params.h"
 
 namespace attentile::cuda {
 namespace {
@@ -132,6 +133,9 @@ Result<Plan> plan_call(const Problem& problem, const DeviceLimits& limits) {
     plan.tile_m = launch.tile_m;
     plan.tile_n = launch.tile_n;
     plan.num_tasks = launch.blocks;
+  }
+  if (problem.backward && problem.atomic_dq && why_ordered_dq(problem) != nullptr) {
+    plan.notes.push_back(std::string("atomic_dq: not used: ") + why_ordered_dq(problem));
   }
   return plan;
 }

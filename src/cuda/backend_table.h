@@ -14,7 +14,7 @@ namespace attentile::cuda {
 struct ForwardParams;
 struct BackwardParams;
 
-inline constexpr uint32_t kBackendVersion = 1;
+inline constexpr uint32_t kBackendVersion = 2;
 inline constexpr const char* kBackendSymbol = "attentile_cuda_backend";
 
 struct Sentence {

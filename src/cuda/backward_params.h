@@ -19,11 +19,11 @@ struct BackwardParams {
 };
 
 // The workspace: for each query and head what the backward pass knows of the row before it meets a
-// key, and, where something sums dS over all keys, its delta for that; with atomic_dq then the rows
-// of dq, unscaled, in float32.
+// key, and, where something sums dS over all keys, its delta for that (of float32 what lse leaves);
+// with atomic_dq then the rows of dq, unscaled, in float32.
 struct RowStat {
   float lse = 0;    // +inf where the row weighs nothing: no key seen, or no such query
-  float delta = 0;  // rowsum(dout * out) - dlse
+  float delta = 0;  // rowsum(dout * out) - dlse; of few keys or float32 sum P dP / sum P - dlse
 };
 
 // Shared memory of the largest kernel that serves a head_dim of 16 or 32 bits an element.
@@ -44,7 +44,7 @@ inline constexpr int64_t kStatBytes = sizeof(RowStat) + sizeof(float);  // of a 
 inline constexpr int64_t stat_bytes(const ForwardParams& p) {
   return ceil_div(num_stats(p) * kStatBytes, 16) * 16;
 }
-// From one row of the sums of dq to the next, so that each is whole chunks of 16 bits or more.
+// From one row of the sums of dq to the next: whole chunks of dq and of the sums.
 inline constexpr int32_t dq_pitch(const ForwardParams& p) {
   return static_cast<int32_t>(ceil_div(p.head_dim, 8)) * 8;
 }

@@ -9,6 +9,14 @@
 #include "cuda/make_params.h"
 
 namespace attentile::cuda {
+namespace {
+
+bool sums_keys(const Problem& p) {
+  return p.dsink.present || (p.dbias.present && p.dbias_shape[3] == 1);
+}
+
+}  // namespace
+
 Status check_backward(const Problem& p, const DeviceLimits& limits) {
   if (Status status = check_forward(p, limits); !status.ok()) return status;
   const int64_t head_dim = std::max(p.head_dim, p.head_dim_v);
@@ -38,9 +46,14 @@ BackwardParams make_backward_params(const Problem& p, const DeviceLimits& limits
   params.dsink = make_array(p.dsink);
   constexpr double kLargest = std::numeric_limits<float>::max();
   params.softmax_scale = static_cast<float>(std::clamp(p.softmax_scale, -kLargest, kLargest));
-  params.sums_keys = p.dsink.present || (p.dbias.present && p.dbias_shape[3] == 1);
-  params.atomic_dq = p.atomic_dq && p.dtype != DType::kFloat32 && !params.sums_keys;
+  params.sums_keys = sums_keys(p);
+  params.atomic_dq = p.atomic_dq && why_ordered_dq(p) == nullptr;
   return params;
+}
+
+const char* why_ordered_dq(const Problem& p) {
+  if (p.dtype == DType::kFloat32) return "q is float32";
+  return sums_keys(p) ? "dsink or dbias sums over keys" : nullptr;
 }
 
 int64_t backward_workspace_bytes(const Problem& p, const DeviceLimits& limits) {

@@ -17,4 +17,7 @@ Status check_backward(const Problem& problem, const DeviceLimits& limits = {});
 BackwardParams make_backward_params(const Problem& problem, const DeviceLimits& limits = {});
 int64_t backward_workspace_bytes(const Problem& problem, const DeviceLimits& limits = {});
 
+// Why dq is summed in order although atomic_dq allows another; null where it is not.
+const char* why_ordered_dq(const Problem& problem);
+
 }  // namespace attentile::cuda

@@ -24,8 +24,8 @@ ATTENTILE_DEVICE float reciprocal(float x) {
   return fma_rn(fma_rn(-x, y, 1.0f), y, y);
 }
 
-// exp(-(x + more)) of x >= 0 and a small rest of it, as accurate as ex2 itself: what the product
-// with log2(e), rounded, loses of a large x is made up for.
+// exp(-(x + more)) of x and a small rest of it, as accurate as ex2 itself: what the product with
+// log2(e), rounded, loses of a large x is made up for.
 ATTENTILE_DEVICE float exp_minus(float x, float more) {
   constexpr float kLog2ELo = 0x1.4ae0cp-26f;
   constexpr float kLn2 = 0x1.62e43p-1f;
@@ -35,8 +35,8 @@ ATTENTILE_DEVICE float exp_minus(float x, float more) {
   return power > 0 ? fma_rn(power, fma_rn(lost, kLn2, -more), power) : power;
 }
 
-// Natural logarithm of x >= 1, within 1 ulp or so: x = 2^e f, sqrt(1/2) <= f < sqrt(2), and
-// log(f) = 2 artanh((f - 1) / (f + 1)) by its series.
+// Natural logarithm of a normal x > 0, within 1 ulp or so of it or of 1: x = 2^e f, sqrt(1/2) <= f
+// < sqrt(2), and log(f) = 2 artanh((f - 1) / (f + 1)) by its series.
 ATTENTILE_DEVICE float log_rn(float x) {
   if (!(x < kInfinity)) return x;
   constexpr uint32_t kHalfRoot = 0x3F3504F3;  // the bits of sqrt(1/2)

@@ -66,13 +66,14 @@ void for_launches(const Problem& problem, const DeviceLimits& limits, Visit visi
 
 // Grids and workspaces are counted in int64, up to 1,100 times what is counted here.
 Status check_amount(const Problem& p) {
-  int64_t count = max64(max64(p.max_seqlen_q, p.max_seqlen_k), 1);
+  const int64_t longest = max64(p.varlen ? p.total_q : 0, max64(p.max_seqlen_q, p.max_seqlen_k));
+  int64_t count = max64(longest, 1);
   bool many = __builtin_mul_overflow(count, max64(p.num_heads_q, 1), &count);
   many = __builtin_mul_overflow(count, max64(p.batch, 1), &count) || many;
   if (!many && count <= kMostRows) return {};
-  return unsupported("q, k: the longest sequence, which is " +
-                     std::to_string(max64(p.max_seqlen_q, p.max_seqlen_k)) + ", x num_heads_q " +
-                     std::to_string(p.num_heads_q) + " x batch " + std::to_string(p.batch) +
+  return unsupported("q, k: the longest sequence or packed tensor, which is " +
+                     std::to_string(longest) + ", x num_heads_q " + std::to_string(p.num_heads_q) +
+                     " x batch " + std::to_string(p.batch) +
                      " is beyond 2^52, what a call on a GPU can have");
 }
 

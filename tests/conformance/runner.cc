@@ -85,7 +85,7 @@ std::string command_of(const Cell& cell, const std::string& name) {
     return "attentile verify --device cuda" + flags + " --filter " + name;
   }
   if (cell.entry != Entry::kEmulator) return "attentile verify" + flags + " --filter " + name;
-  return "ATTENTILE_FILTER=" + name +
+  return std::string(cell.atomic_dq ? "ATTENTILE_ATOMIC_DQ=1 " : "") + "ATTENTILE_FILTER=" + name +
          " build/release/tests/attentile_cuda_tests --gtest_filter='*Table.*'";
 }
 

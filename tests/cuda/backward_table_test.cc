@@ -2,7 +2,7 @@
 // The conformance table through the emulated kernels, forward and backward, against the float64
 // oracle: of 16-bit dtypes 220 cells of generated cases besides the hand-written ones, of float32
 // 55 hand-written ones; or as many as ATTENTILE_CELLS says and a quarter more of float32, or the
-// one that ATTENTILE_FILTER names.
+// one that ATTENTILE_FILTER names, with atomic_dq where ATTENTILE_ATOMIC_DQ is set.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -59,7 +59,9 @@ int64_t cells_wanted() {
 
 TEST(BackwardTable, BFloat16) {
   conformance::install_crash_report();
-  if (const char* filter = std::getenv("ATTENTILE_FILTER")) return report(run_table(filter, 1));
+  if (const char* filter = std::getenv("ATTENTILE_FILTER")) {
+    return report(run_table(filter, 1, std::getenv("ATTENTILE_ATOMIC_DQ") != nullptr));
+  }
   report(run_table("dtype=bf16", cells_wanted()));
 }
 

@@ -115,6 +115,50 @@ TEST(Backward, BitsDependOnNeitherScheduleNorCompletionNorOrder) {
   }
 }
 
+TEST(Backward, BitsOfFloat32DependOnNeitherScheduleNorOrder) {
+  Case c = causal_case(32);
+  c.dtype = DType::kFloat32;
+  c.batch = c.num_heads_kv = 1;
+  c.num_heads_q = 2;
+  c.seqlen_q = 70;
+  c.seqlen_k = 50;
+  const Values values = make_values(c);
+  const auto expected = run(c, values);
+  EXPECT_TRUE(accurate(c, values, expected.results));
+  for (const Schedule schedule : kSchedules) {
+    for (const BlockOrder order : kBlockOrders) {
+      const Options options = {.schedule = schedule,
+                               .completion = kCompletions[static_cast<size_t>(order) % 3],
+                               .block_order = order,
+                               .seed = 5};
+      EXPECT_TRUE(same_bits(expected.results, run(c, values, options).results));
+    }
+  }
+}
+
+// Keys of one logit: whatever an lse that cannot resolve it says, each weighs no more than 1.
+TEST(Backward, WeightsOfHugeLogitsAreAtMostOne) {
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+    for (const double logit : {1e4, 4e7, -1e8, 1e20}) {
+      Case c = base_case(dtype);
+      c.batch = c.num_heads_q = c.num_heads_kv = 1;
+      c.seqlen_q = 3;
+      c.seqlen_k = 10;
+      c.head_dim = c.head_dim_v = 1;
+      c.softmax_scale = 1.0;
+      Values values = make_values(c);
+      for (int64_t i = 0; i < c.seqlen_q; ++i) values.q.put(1.0, 0, i, 0, 0);
+      for (int64_t j = 0; j < c.seqlen_k; ++j) values.k.put(logit, 0, j, 0, 0);
+      for (int64_t i = 0; i < c.seqlen_q; ++i) values.dout.put(1.0, 0, i, 0, 0);
+      const Results got = run(c, values).results;
+      for (int64_t j = 0; j < c.seqlen_k; ++j) {
+        EXPECT_GE(got.dv.at(0, j, 0, 0), 0.0) << logit;
+        EXPECT_LE(got.dv.at(0, j, 0, 0), 3.0) << logit;
+      }
+    }
+  }
+}
+
 TEST(Backward, HardwareSumsAreAccurateToo) {
   Case c = causal_case();
   c.batch = 1;
@@ -165,11 +209,17 @@ TEST(Backward, AQueryReachesWhatItSeesAndNothingElse) {
 // Key 44 reaches, through the queries that see it, all the keys those see.
 TEST(Backward, AKeyReachesWhoSeesIt) {
   constexpr int64_t kKey = 44;
-  for (const bool masked : {false, true}) {
+  for (const int kind : {0, 1, 2}) {
+    const bool masked = kind == 1;
     Case c = causal_case();
     c.alignment = Alignment::kTopLeft;
     c.batch = 1;
     c.window_left = 20;
+    if (kind == 2) {
+      c.dtype = DType::kFloat32;
+      c.head_dim = c.head_dim_v = 20;
+      c.seqlen_q = c.seqlen_k = 70;
+    }
     if (masked) c.mask = {true, DType::kBool, {c.seqlen_q, c.seqlen_k}};
     const Values values = make_values(c);
     const Results clean = run(c, values).results;
@@ -188,7 +238,7 @@ TEST(Backward, AKeyReachesWhoSeesIt) {
                                 }
                                 return false;
                               }))
-            << special << in_v << masked;
+            << special << in_v << kind;
       }
     }
   }

@@ -10,6 +10,7 @@
 #include "cuda/forward_kernels.h"
 #include "cuda/make_params.h"
 #include "cuda/numerics.h"
+#include "cuda/sm80/gradient_scores.h"
 #include "cuda/support.h"
 #include "validate.h"
 
@@ -18,6 +19,13 @@ namespace {
 
 using conformance::Case;
 using conformance::Values;
+
+struct WeightWords {
+  const uint32_t* in;
+  uint32_t* out;
+  uint32_t count;
+  ScoreParams score;
+};
 
 TEST(NarrowBand, IsTheBand) {
   constexpr int64_t kFar = int64_t{1} << 62;
@@ -41,7 +49,7 @@ TEST(NarrowBand, IsTheBand) {
 
 TEST(Numerics, AreAccurate) {
   double worst_log = 0;
-  for (double x = 1.0; x < 1e9; x *= 1.0007) {
+  for (double x = 0.5; x < 1e9; x *= 1.0007) {
     const float f = static_cast<float>(x);
     const double exact = std::log(static_cast<double>(f));
     const double ulp = std::nextafter(static_cast<float>(exact), 1e9f) - static_cast<float>(exact);
@@ -80,6 +88,51 @@ TEST(Numerics, Tanh) {
   for (size_t i = 3; i < input.size(); ++i) {
     const double exact = std::tanh(static_cast<double>(std::bit_cast<float>(input[i])));
     EXPECT_LE(std::fabs(std::bit_cast<float>(block.out[i]) - exact), 1e-6 * std::fabs(exact));
+  }
+}
+
+// (score, lse) in, the weight of float32 out.
+void weights_of_words(const WeightWords& words, SharedAddress) {
+  for (uint32_t i = thread_idx(); i < words.count; i += 32) {
+    const auto at = [&](uint32_t n) { return std::bit_cast<float>(ld_global(words.in + n)); };
+    const float weight = weight_of(words.score, at(2 * i), at(2 * i + 1), 0.0f, 1.0f);
+    st_global(words.out + i, std::bit_cast<uint32_t>(weight));
+  }
+}
+
+// A large lse has few digits below 1, but its difference from a logit is known to more.
+TEST(Numerics, WeightsOfFloat32KeepWhatALargeLseLoses) {
+  for (const double scale : {0.125, 1 / std::sqrt(128.0), 1 / std::sqrt(32.0)}) {
+    ScoreParams score;
+    score.value_hi = static_cast<float>(scale);
+    score.value_lo = static_cast<float>(scale - static_cast<double>(score.value_hi));
+    std::vector<float> in;
+    for (const double size : {1.0, 100.0, 1e4, -1e4}) {
+      for (double below = 0; below < 40; below += 0.37) {
+        in.push_back(static_cast<float>((size - below) / scale));
+        in.push_back(static_cast<float>(size));
+      }
+    }
+    in.insert(in.end(), {-INFINITY, 1.0f, 3.0f, INFINITY, 3e38f, 1.0f, -3e38f, 1.0f, NAN, 1.0f});
+    Device device;
+    const uint32_t count = static_cast<uint32_t>(in.size() / 2);
+    Buffer<uint32_t> given(device, in.size());
+    for (size_t i = 0; i < in.size(); ++i) given[i] = std::bit_cast<uint32_t>(in[i]);
+    Buffer<uint32_t> out(device, count);
+    const Report report = device.launch<Kernel<32, WeightWords, weights_of_words>>(
+        {1}, 0, {given.data(), out.data(), count, score});
+    EXPECT_TRUE(report.clean()) << report.text();
+    const auto got = [&](size_t i) { return std::bit_cast<float>(out[i]); };
+    for (size_t i = 0; i + 5 < count; ++i) {
+      const double below = static_cast<double>(in[2 * i + 1]) - in[2 * i] * scale;
+      const double exact = std::exp(-std::max(below, 0.0));
+      EXPECT_LE(std::fabs(got(i) - exact), 4e-7 * exact) << in[2 * i] << " " << in[2 * i + 1];
+    }
+    EXPECT_EQ(got(count - 5), 0.0f);
+    EXPECT_EQ(got(count - 4), 0.0f);
+    EXPECT_EQ(got(count - 3), 1.0f);
+    EXPECT_EQ(got(count - 2), 0.0f);
+    EXPECT_TRUE(std::isnan(got(count - 1)));
   }
 }
 

@@ -7,6 +7,7 @@
 
 #include <random>
 
+#include "cuda/backend.h"
 #include "cuda/kernel_facts.h"
 
 namespace attentile::cuda::test {
@@ -132,6 +133,25 @@ TEST(DevicePlan, LaunchLimits) {
   EXPECT_FALSE(check_launch(1, 1056, 0, kA100).ok());
   EXPECT_FALSE(check_launch(1, 128, 163 * 1024 + 1, kA100).ok());
   EXPECT_TRUE(check_launch(1, 128, 163 * 1024 + 1, kH200).ok());
+}
+
+TEST(DevicePlan, SaysWhyDqIsOrdered) {
+  Problem p;
+  p.algorithm = Algorithm::kFlash2;
+  p.backward = p.atomic_dq = true;
+  p.head_dim = p.head_dim_v = 64;
+  p.batch = p.num_heads_q = p.num_heads_kv = p.group_size = 1;
+  p.max_seqlen_q = p.max_seqlen_k = 100;
+  const auto last_note = [&] {
+    const Result<Plan> plan = plan_call(p, kA100);
+    return plan.ok() ? plan->notes.back() : plan.status().message();
+  };
+  p.dtype = DType::kFloat32;
+  EXPECT_EQ(last_note(), "atomic_dq: not used: q is float32");
+  p.dtype = DType::kFloat16;
+  EXPECT_EQ(last_note().find("DqRounding<Float16>: "), 0u) << last_note();
+  p.sink = p.dsink = {.dtype = DType::kFloat32, .present = true};
+  EXPECT_EQ(last_note(), "atomic_dq: not used: dsink or dbias sums over keys");
 }
 
 TEST(DevicePlan, BlocksPerSm) {

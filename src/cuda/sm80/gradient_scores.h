@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // From the two products of a tile of pairs, S = Q K^T and dP = dO V^T, to the weights and dS:
 //
-//     P   = exp(min(logit - lse, 0))           logits as the forward pass has them (scores.h)
+//     P   = exp(min(logit - lse, 0))           logits as the forward pass has them (scores.h); of
+//                                              float32 lse with what its rounding left
 //     dS  = P (kept dP - delta)                kept: 0 where dropout drops a pair, else 1 / (1 - p)
 //     dT  = dS (1 - tanh^2)                    with softcap
 //
@@ -79,34 +80,50 @@ struct TileStats {
   }
 };
 
-// The weight of a score x in a row of that lse; lse_rest: of float32.
-template <class T>
-ATTENTILE_DEVICE float weight_of(const ScoreParams& score, float x, float lse, float lse_rest) {
-  const float high = fma_rn(x, -score.value_hi, lse);
-  float weight = 0.0f;
-  if constexpr (kIsFloat32<T>) {
-    const float lost = fma_rn(x, -score.value_hi, add_rn(lse, -high));
-    const float low = fma_rn(x, -score.value_lo, add_rn(lost, lse_rest));
-    weight = exp_minus(max_nan_f32(high, 0.0f), high < 0 ? 0.0f : low);
-  } else {
-    const float below = fma_rn(x, -score.value_lo, high);
-    weight = ex2_approx(mul_rn(max_nan_f32(below, 0.0f), -kLog2E));
-  }
+// A logit may exceed its row's lse by rounding, or because the lse is of another call: up to that
+// much a sum over all keys tells, weights are at most 1.
+inline constexpr float kMostAbove = 0x1p-4f;
+inline constexpr float kAnyWeight = 2.0f;
+
+// The weight of a score x in a row of that lse.
+ATTENTILE_DEVICE float weight_of(const ScoreParams& score, float x, float lse) {
+  const float below = fma_rn(x, -score.value_lo, fma_rn(x, -score.value_hi, lse));
+  const float weight = ex2_approx(mul_rn(max_nan_f32(below, 0.0f), -kLog2E));
   return x == -kInfinity || lse == kInfinity ? 0.0f : weight;
 }
-
-// What the sink has of a row's weight; a row that weighs nothing has no sink.
-ATTENTILE_DEVICE float sink_weight(const ForwardParams& p, int32_t h, float lse, float rest) {
-  if (p.sink.data == nullptr || lse == kInfinity) return 0.0f;
-  const float sink = ld_global_nc(element<float>(p.sink, h, 0, 0));
-  const float above = add_rn(add_rn(sink, -lse), -rest);
-  return ex2_approx(mul_rn(above > 0 ? 0.0f : above, kLog2E));
+// The same in float32, of an lse in two parts, and at most `most`: lse - logit keeps what its
+// rounding loses (Knuth's two-sum), since a large lse leaves it few digits.
+ATTENTILE_DEVICE float weight_of(const ScoreParams& score, float x, float lse, float lse_rest,
+                                 float most) {
+  const float logit = mul_rn(x, score.value_hi);
+  const float logit_rest = fma_rn(x, score.value_lo, fma_rn(x, score.value_hi, -logit));
+  const float below = add_rn(lse, -logit);
+  const float minus_logit = add_rn(below, -lse);
+  const float lost =
+      add_rn(add_rn(lse, -add_rn(below, -minus_logit)), add_rn(-logit, -minus_logit));
+  const float rest = add_rn(add_rn(lost, -logit_rest), lse_rest);
+  const float weight =
+      exp_minus(max_nan_f32(below, -kMostAbove), below < -kMostAbove ? 0.0f : rest);
+  return x == -kInfinity || lse == kInfinity ? 0.0f : weight > most ? most : weight;
 }
 
-// How far a row's weights, relative to its lse, may be from 1 by rounding.
+// What the sink has of a row's weight, at most `most`; a row that weighs nothing has no sink.
+ATTENTILE_DEVICE float sink_weight(const ForwardParams& p, int32_t h, float lse, float lse_rest,
+                                   float most = 1.0f) {
+  if (p.sink.data == nullptr || lse == kInfinity) return 0.0f;
+  const float sink = ld_global_nc(element<float>(p.sink, h, 0, 0));
+  const float above = add_rn(add_rn(sink, -lse), -lse_rest);
+  const float weight = ex2_approx(mul_rn(above > kMostAbove ? kMostAbove : above, kLog2E));
+  return weight > most ? most : weight;
+}
+
+// How far a row's weights may be from 1 together by rounding, its lse's among it.
 template <class T>
 ATTENTILE_DEVICE float rounding_of_weights([[maybe_unused]] float lse) {
-  if constexpr (kIsFloat32<T>) return mul_rn(add_rn(abs_f32(lse), 8.0f), 0x1p-22f);
+  if constexpr (kIsFloat32<T>) {
+    const float rounding = mul_rn(add_rn(abs_f32(lse), 16.0f), 0x1.8p-23f);
+    return rounding < kMostAbove ? rounding : kMostAbove;
+  }
   return kIsFloat16<T> ? 0x1p-11f : 0x1p-8f;
 }
 
@@ -171,13 +188,19 @@ struct PairTile {
     return task.band.classify(s.at.q0, q_end, s.at.k0, s.at.k0 + 8 * kKeyTiles) != TileClass::kFull;
   }
 
-  // S -> P.
-  ATTENTILE_DEVICE void weigh(const ForwardParams& p, const BlockTask& task) {
+  // S -> P, of float32 at most `most`.
+  ATTENTILE_DEVICE void weigh(const ForwardParams& p, const BlockTask& task,
+                              [[maybe_unused]] float most = 1.0f) {
     if (p.score.has_terms) add_terms<T>(p, task, s);
     if (any(is_partial(p, task))) hide_scores<true>(p, task, s);
     for_elements<kRowTiles, kKeyTiles>([&](int m, int n, int r) {
       float& x = s.value[m][n].value[r];
-      x = weight_of<T>(p.score, x, stats.row[m][r / 2].lse, stats.lse_rest[m][r / 2]);
+      const float lse = stats.row[m][r / 2].lse;
+      if constexpr (kIsFloat32<T>) {
+        x = weight_of(p.score, x, lse, stats.lse_rest[m][r / 2], most);
+      } else {
+        x = weight_of(p.score, x, lse);
+      }
     });
     if (!p.dropout.enabled) return;
     ScoreTile<kRowTiles, kKeyTiles> kept = s;

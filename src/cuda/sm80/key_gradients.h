@@ -4,7 +4,7 @@
 // them, head by head of the group, in tiles of kTileM:
 //
 //     S  = Q K^T,  dP = dO V^T               ldmatrix, mma m16n8k16, float32 accumulators
-//     P, dT = from S, dP, lse and delta      gradient_scores.h; through shared memory, in 16 bits
+//     P, dT = from S, dP, lse and delta      gradient_scores.h; through shared memory, as T
 //     dV = dV + P^T dO,  dK = dK + dT^T Q    both operands by ldmatrix.trans
 //
 // AtomicGradients computes dQ = dQ + dT K in the same walk, five products where two passes have

@@ -163,7 +163,7 @@ struct QueryGradients {
       multiply_rows(arena.q, warp_row, k, 0, pairs.s.value);
       pairs.s.at = {first_query(arena.task.load()), k0, opaque(lane_idx())};
       pairs.stats.load(p.call, arena.task.load(), pairs.s.at);
-      pairs.weigh(p.call, arena.task.load());
+      pairs.weigh(p.call, arena.task.load(), pass == Pass::kSums ? kAnyWeight : 1.0f);
       cp_async_wait_group<1>();
       bar_sync();  // V is there
       Accumulator ds[kRowTiles][kKeyTiles];
@@ -219,9 +219,9 @@ struct QueryGradients {
                             .in_chunks = p.dq.in_chunks});
   }
 
-  // delta as sum P dP, for sums of dS over all keys, which cancel, and for rows of few keys, whose
-  // own dS may: rowsum(dout * out) bears the rounding of out. Not where lse belongs to more keys
-  // than these, so that the weights do not add up to 1.
+  // delta as sum P dP over sum P, for sums of dS over all keys, which cancel, and for rows of few
+  // keys, whose own dS may: rowsum(dout * out) bears the rounding of out. Not where lse belongs to
+  // more keys than these, so that the weights do not add up to 1.
   ATTENTILE_DEVICE static void store_summed_deltas(const Params& p, const BlockTask& task,
                                                    const Rows& rows, bool first) {
     const TileOrigin at = {first_query(task), 0, lane_idx()};
@@ -236,20 +236,19 @@ struct QueryGradients {
         const float weighted_dp = rows.weighted_dp[m][half].quad_total();
         const float weight = rows.weight[m][half].quad_total();
         const RowStat& row = stats.row[m][half];
-        const float sunk = sink_weight(p.call, task.h, row.lse, 0.0f);
-        const float missing = add_rn(1.0f - sunk, -weight);
-        const bool whole = abs_f32(missing) <= rounding_of_weights<T>(row.lse);
+        const float sunk = sink_weight(p.call, task.h, row.lse, 0.0f, kAnyWeight);
+        const float total = add_rn(weight, sunk);
+        const bool whole = row.lse < kInfinity &&
+                           abs_f32(add_rn(1.0f - sunk, -weight)) <= rounding_of_weights<T>(row.lse);
         const int32_t query = at.query(m, half);
         if (query >= task.q_end || lane_idx() % 4 != 0) continue;
         const int32_t q_row = task.row_q + query;
         const int64_t index = stat_index(p.call, task.b, task.h, q_row);
         const float dlse =
             p.dlse.data == nullptr ? 0.0f : ld_global_nc(element<float>(p.dlse, a, task.h, q_row));
-        float summed = weighted_dp;
+        const float summed = mul_rn(weighted_dp, reciprocal(total));
         if constexpr (kIsFloat32<T>) {
-          const float total = add_rn(weight, sunk);
           if (whole) st_global(lse_rests(p.call) + index, log_rn(total));
-          summed = mul_rn(weighted_dp, reciprocal(total));
         }
         // What is not finite tells more in rowsum(dout * out).
         const bool tells = whole && (!kIsFloat32<T> || mul_rn(summed, 0.0f) == 0.0f);

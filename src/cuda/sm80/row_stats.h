@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The first kernel of the backward pass: what is known of each query and head before it meets a
-// key, 8 bytes in the workspace (RowStat). Each row of dout and out is read once, by 8 lanes, 16
-// bytes each at a time.
+// key, in the workspace (RowStat); with atomic_dq the zeros that dq's sums begin with, too. Each
+// row of dout and out is read once, by 8 lanes, 16 bytes each at a time.
 #pragma once
 
 #include "cuda/backward_params.h"
