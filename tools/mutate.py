@@ -21,7 +21,8 @@ just done so). Then each mutant in turn is applied, the test programs are rebuil
 first, until one fails. Prints who killed each, writes build/mutants/result.json, with --record
 tests/mutants/verdicts.json too, and exits 1 if a mutant survived without a reason or was killed
 although its header says it survives. --resume keeps what both files say of patches that have not
-changed since, whatever else has. Compiling dominates: ccache makes the way back to the unmodified source free.
+changed since, whatever else has. Compiling dominates: ccache makes the way back to the unmodified
+source free.
 """
 
 import argparse
