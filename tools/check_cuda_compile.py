@@ -21,10 +21,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "tests/cuda/kernels/compile.cu"
-FORWARD = ROOT / "tests/cuda/kernels/forward.cu"
-NUM_FORWARD = 29
-BACKWARD = ROOT / "tests/cuda/kernels/backward.cu"
-NUM_BACKWARD = 64
+# Of src/cuda/gpu; those that take longest first.
+NUM_KERNELS = {"forward_bf16": 13, "forward_f16": 13, "backward_bf16": 27, "backward_f16": 27,
+               "backward_f32": 11, "forward_f32": 5}
 ARCHITECTURES = (80, 90) if os.environ.get("ATTENTILE_FULL") else (80,)
 SKIPPED = 77
 MAX_REGISTERS = 128
@@ -75,10 +74,9 @@ def readable(name):
         return f"Forward {types} {head_dim}{options}"
     if "KeepMask" in name:
         return "KeepMask"
-    backward = re.search(r"(\w(?:ow|uery|ey|ias|ink)(?:Stats|Gradients?))I?(?:.*?Li(\d+)E)?", name)
+    backward = re.search(r"([A-Z][a-z]+(?:Stats|Gradients?|Rounding))I?(?:.*?Li(\d+)E)?", name)
     if backward:
-        types = " bf16" if "BFloat16" in name else " f16" if "Float16" in name else ""
-        return f"{backward.group(1)}{types} {backward.group(2) or ''}".strip()
+        return f"{backward.group(1)} {types} {backward.group(2) or ''}".strip()
     found = re.search(r"\d+(Gemm|Instructions|Combine)", name)
     row_major = " row-major b" if "Lb1E" in name else ""
     return f"{found.group(1) if found else name} {types}{row_major}"
@@ -115,13 +113,14 @@ def compile_kernels(architecture, source, folder, limits):
 
 
 def check(architecture, folder):
-    sources = [(SOURCE, 5, MAX_REGISTERS), (FORWARD, NUM_FORWARD, 255),
-               (BACKWARD, NUM_BACKWARD, 255)]
+    sources = [(ROOT / f"src/cuda/gpu/{name}.cu", count, 255)
+               for name, count in NUM_KERNELS.items()]
+    sources.append((SOURCE, 5, MAX_REGISTERS))
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         done = list(pool.map(lambda s: compile_kernels(architecture, s[0], folder, s[1:]), sources))
     wanted = INSTRUCTIONS + (ONLY_SM90 if architecture >= 90 else [])
     findings = [f"sm_{architecture}: no {word} in the PTX" for word in wanted
-                if word not in done[0][1]]
+                if word not in done[-1][1]]
     return findings + [finding for found, _ in done for finding in found]
 
 

@@ -72,7 +72,7 @@ def compiled(source, architecture, folder):
     log = cubin.with_suffix(".log")
     if not (cubin.exists() and log.exists()):
         done = check_cuda_compile.nvcc(architecture, "-cubin", "-Xptxas", "-v",
-                                       ROOT / f"tests/cuda/kernels/{source}.cu", "-o", cubin)
+                                       ROOT / f"src/cuda/gpu/{source}.cu", "-o", cubin)
         if done.returncode != 0:
             sys.exit(done.stderr)
         log.write_text(done.stderr)
@@ -104,7 +104,7 @@ def loop_of(kernel, lines, launches):
 
 
 def rows_of(architecture, folder, launches):
-    for source in ("forward", "backward"):
+    for source in check_cuda_compile.NUM_KERNELS:
         cubin, log = compiled(source, architecture, folder)
         registers = {name: count for name, count, _, _ in check_cuda_compile.resources(log)}
         listing = subprocess.run([disassembler(), "-c", cubin], capture_output=True, text=True,
@@ -127,7 +127,7 @@ def main():
     given.cubins.mkdir(parents=True, exist_ok=True)
     launches = tiles(given.program)
     rows = [row for architecture in ARCHITECTURES
-            for row in sorted(rows_of(architecture, given.cubins, launches))]
+            for row in sorted(set(rows_of(architecture, given.cubins, launches)))]
     TABLE.write_text("// SPDX-License-Identifier: Apache-2.0\n"
                      "// Written by tools/cuda_facts.py: kernel, architecture, registers, and of "
                      "one full tile\n// " + ", ".join(COLUMNS) + ".\n"

@@ -14,7 +14,8 @@ A mutant is a one-hunk patch to a product file, preceded by a header of `Key: va
     Always: yes, of those few that `./dev test` judges every time (--always)
 
 Mutants of the CUDA kernels are judged by the tests on the emulated GPU alone (tests/cuda), which
-run every kernel, single tests beside the tables. --sample N takes N mutants, spread over the list.
+run every kernel, single tests beside the tables. Who killed a mutant before is tried first.
+--sample N takes N mutants, spread over the list.
 
 The tree is copied to build/mutants/tree and built there once; its suite must pass (--trusted: has
 just done so). Then each mutant in turn is applied, the test programs are rebuilt and run, fastest
@@ -165,8 +166,10 @@ def baseline(jobs, mutants, trusted):
     return dict(sorted(seconds.items(), key=lambda item: item[1]))
 
 
-def judge(mutant, seconds, jobs):
-    """(verdict, detail): killed by whom, survived, or not built."""
+def judge(mutant, seconds, jobs, killer):
+    """(verdict, detail): killed by whom, survived, or not built. killer, `folder: test`, did it
+    before and goes first."""
+    killer_folder, _, killer_test = killer.partition(": ")
     programs = suites()
     order = [f for f in mutant.first if f in seconds] + \
         [f for f in seconds if f not in mutant.first]
@@ -178,8 +181,11 @@ def judge(mutant, seconds, jobs):
             error = re.search(r"error: .*", out)
             return "not built", error.group() if error else out[-300:]
         factor = 2 if mutant.emulated else TIMEOUT_FACTOR
-        failed = run_suite(programs[folder], 60 + factor * seconds[folder],
-                           parts_of(folder, mutant.emulated))
+        timeout = 60 + factor * seconds[folder]
+        failed = run_suite(programs[folder], timeout, (killer_test,)) \
+            if folder == killer_folder else ""
+        failed = failed or run_suite(programs[folder], timeout,
+                                     parts_of(folder, mutant.emulated))
         if failed:
             return "killed", f"{folder}: {failed}"
     return "survived", mutant.survives or "no reason given"
@@ -241,7 +247,10 @@ def main():
     if arguments.sample and mutants:
         chosen = range(arguments.sample)
         mutants = [mutants[i * len(mutants) // arguments.sample] for i in chosen]
-    judged = recorded() if arguments.resume else {}
+    judged = recorded()
+    killers = {r["name"]: r["detail"] for r in judged.values() if r["verdict"] == "killed"}
+    if not arguments.resume:
+        judged = {}
     TREE.mkdir(parents=True, exist_ok=True)
     copy_tree()
     status, out = run("cmake", "-S", TREE, "-B", BUILD, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
@@ -262,7 +271,8 @@ def main():
         start = time.monotonic()
         mutant.apply()
         try:
-            verdict, detail = judge(mutant, seconds, arguments.jobs)
+            verdict, detail = judge(mutant, seconds, arguments.jobs,
+                                    killers.get(mutant.name, ""))
         finally:
             mutant.apply("-R")
         expected = "survived" if mutant.survives else "killed"

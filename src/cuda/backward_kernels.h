@@ -59,8 +59,10 @@ bool backward_pass_of(const BackwardParams& p, Launch& launch) {
                                                                             : 0);
 }
 
+// The launches of a backward pass, in order, as calls of launch.template operator()<Kernel>(blocks,
+// params), which says whether to go on.
 template <class T, class Launch>
-bool backward_pass_in(const BackwardParams& p, Launch& launch) {
+bool backward_pass(const BackwardParams& p, Launch&& launch) {
   const int head_dim = std::max(p.call.head_dim, p.call.head_dim_v);
   if constexpr (kIsFloat32<T>) {
     if (head_dim <= 64) return backward_pass_of<T, 64>(p, launch);
@@ -73,15 +75,6 @@ bool backward_pass_in(const BackwardParams& p, Launch& launch) {
     if (head_dim <= 192) return backward_pass_of<T, 192>(p, launch);
   }
   return backward_pass_of<T, 256>(p, launch);
-}
-
-// The launches of a backward pass, in order, as calls of launch.template operator()<Kernel>(blocks,
-// params), which says whether to go on.
-template <class Launch>
-bool backward_pass(DType dtype, const BackwardParams& params, Launch&& launch) {
-  if (dtype == DType::kFloat32) return backward_pass_in<float>(params, launch);
-  return dtype == DType::kFloat16 ? backward_pass_in<Float16>(params, launch)
-                                  : backward_pass_in<BFloat16>(params, launch);
 }
 
 }  // namespace attentile::cuda

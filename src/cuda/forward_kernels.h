@@ -56,7 +56,7 @@ inline bool may_have_few_queries(const ForwardParams& params) {
 // The launches of a forward pass, in order, as calls of launch.template operator()<Kernel>(blocks,
 // params), which says whether to go on. A GPU and the emulator differ in `launch` alone.
 template <class T, class Launch>
-bool forward_pass_of(const ForwardParams& params, Launch& launch) {
+bool forward_pass(const ForwardParams& params, Launch&& launch) {
   const auto start = [&]<class Kernel>() -> bool {
     const int64_t blocks = Kernel::blocks(params);
     return blocks == 0 || launch.template operator()<Kernel>(blocks, params);
@@ -68,12 +68,6 @@ bool forward_pass_of(const ForwardParams& params, Launch& launch) {
   if (!may_have_few_queries(params)) return true;
   if (!with_packed_kernel<T>(params, start)) return false;
   return params.num_splits == 1 || start.template operator()<Combine<T>>();
-}
-template <class Launch>
-bool forward_pass(DType dtype, const ForwardParams& params, Launch&& launch) {
-  if (dtype == DType::kFloat32) return forward_pass_of<float>(params, launch);
-  return dtype == DType::kFloat16 ? forward_pass_of<Float16>(params, launch)
-                                  : forward_pass_of<BFloat16>(params, launch);
 }
 
 }  // namespace attentile::cuda

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The table that a backend exports, written once over a Runtime: what a device can do by itself
-// (gpu/runtime.h, emulator/runtime.h). library_passes.h has the two functions that start kernels.
+// (gpu/runtime.h, emulator/runtime.h) and the two functions that start kernels.
 #pragma once
 
 #include "attentile/status.h"

@@ -6,6 +6,7 @@
 
 #include "cuda/backward_kernels.h"
 #include "cuda/forward_kernels.h"
+#include "cuda/kernel_type.h"
 #include "cuda/make_backward_params.h"
 #include "cuda/make_params.h"
 
@@ -58,9 +59,11 @@ void for_launches(const Problem& problem, const DeviceLimits& limits, Visit visi
     return visit.template operator()<Kernel>(blocks);
   };
   if (problem.backward) {
-    backward_pass(problem.dtype, backward_params(problem, limits, nullptr), one);
+    const BackwardParams params = backward_params(problem, limits, nullptr);
+    with_kernel_type(problem.dtype, [&]<class T>() { return backward_pass<T>(params, one); });
   } else {
-    forward_pass(problem.dtype, forward_params(problem, limits, nullptr), one);
+    const ForwardParams params = forward_params(problem, limits, nullptr);
+    with_kernel_type(problem.dtype, [&]<class T>() { return forward_pass<T>(params, one); });
   }
 }
 

@@ -183,13 +183,7 @@ TEST(AtomicDq, CountsAndNoBankConflicts) {
     EXPECT_EQ(report.total.bank_conflicts, 0u) << head_dim;
     // S, dP, dV, dK, dQ; the keys are too many for delta to be summed.
     EXPECT_EQ(report.total.mma, 5u * 128 * 256 * static_cast<uint64_t>(head_dim) / (16 * 8 * 16));
-    const auto print = [](uint64_t count) { return static_cast<unsigned long long>(count); };
-    std::printf(
-        "head_dim %3llu: mma %6llu, ex2 %6llu, wavefronts %6llu, conflicts %llu, read %llu, "
-        "written %llu\n",
-        print(static_cast<uint64_t>(head_dim)), print(report.total.mma), print(report.total.ex2),
-        print(report.total.shared_wavefronts), print(report.total.bank_conflicts),
-        print(report.total.global_read_bytes), print(report.total.global_written_bytes));
+    print_counts(head_dim, report);
   }
 }
 

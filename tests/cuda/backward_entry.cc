@@ -2,6 +2,8 @@
 // Registers what a backward call may touch, launches, requires clean reports.
 #include "cuda/backward_entry.h"
 
+#include <cstdio>
+
 #include "conformance/call.h"
 #include "cuda/emulator/backward.h"
 #include "cuda/emulator_entry.h"
@@ -58,6 +60,16 @@ conformance::EntryResult run_both_passes(const conformance::Case& c,
   result.damage = call.damage();
   result.results = call.results();
   return result;
+}
+
+void print_counts(int64_t head_dim, const emulator::Report& report) {
+  const auto print = [](uint64_t count) { return static_cast<unsigned long long>(count); };
+  const auto& total = report.total;
+  std::printf("head_dim %3llu: mma %6llu, ex2 %6llu, wavefronts %6llu, conflicts %llu, read %llu, ",
+              print(static_cast<uint64_t>(head_dim)), print(total.mma), print(total.ex2),
+              print(total.shared_wavefronts), print(total.bank_conflicts),
+              print(total.global_read_bytes));
+  std::printf("written %llu\n", print(total.global_written_bytes));
 }
 
 }  // namespace attentile::cuda::test

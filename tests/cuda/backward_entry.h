@@ -27,4 +27,7 @@ conformance::EntryResult run_both_passes(const conformance::Case& c,
                                          const conformance::Oracle& oracle,
                                          const conformance::Cell& cell, uint64_t layout_seed);
 
+// For the tables of docs/kernels/backward_sm80.md.
+void print_counts(int64_t head_dim, const emulator::Report& report);
+
 }  // namespace attentile::cuda::test

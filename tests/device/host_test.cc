@@ -130,8 +130,9 @@ TEST(DeviceHost, TableOfAnotherVersionIsRefusedByNumber) {
   BackendTable table = made_up();
   EXPECT_TRUE(check_table(table).ok());
   table.version = kBackendVersion + 1;
-  EXPECT_EQ(check_table(table).message(),
-            "its version is 2, expected 1: it belongs to another version of attentile");
+  EXPECT_EQ(check_table(table).message(), "its version is " + std::to_string(kBackendVersion + 1) +
+                                              ", expected " + std::to_string(kBackendVersion) +
+                                              ": it belongs to another version of attentile");
   table = made_up();
   table.table_bytes += 8;
   EXPECT_EQ(check_table(table).code(), StatusCode::kUnavailable);

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The backward pass on the emulated GPU: the kernel table, compiled for the host.
+// The backward pass on the emulated GPU; the kernels themselves: backward_f32.cc and its siblings.
 #include "cuda/emulator/backward.h"
 
-#include "cuda/backward_kernels.h"
+#include "cuda/emulator/backward_of.h"
 #include "cuda/emulator/workspace.h"
+#include "cuda/kernel_type.h"
 #include "cuda/make_backward_params.h"
 
 namespace attentile::cuda::emulator {
@@ -21,14 +22,7 @@ Status run_backward(Device& device, const Problem& problem, Report* report,
 }
 
 Report start_backward(Device& device, DType dtype, const BackwardParams& params) {
-  Report all;
-  all.completed = true;  // nothing to do is done
-  backward_pass(dtype, params, [&]<class Kernel>(int64_t blocks, const auto& kernel_params) {
-    all.add(device.launch<Kernel>({static_cast<uint32_t>(blocks)}, Kernel::kSharedBytes,
-                                  kernel_params));
-    return all.clean();
-  });
-  return all;
+  return with_kernel_type(dtype, [&]<class T>() { return start_backward_of<T>(device, params); });
 }
 
 }  // namespace attentile::cuda::emulator

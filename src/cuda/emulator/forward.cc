@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The forward pass on the emulated GPU: the kernel table, compiled for the host.
+// The forward pass on the emulated GPU; the kernels themselves: forward_f32.cc and its siblings.
 #include "cuda/emulator/forward.h"
 
+#include "cuda/emulator/forward_of.h"
 #include "cuda/emulator/workspace.h"
-#include "cuda/forward_kernels.h"
+#include "cuda/kernel_type.h"
 #include "cuda/make_params.h"
 
 namespace attentile::cuda::emulator {
@@ -24,14 +25,7 @@ Report run_forward(Device& device, DType dtype, ForwardParams params) {
 }
 
 Report start_forward(Device& device, DType dtype, const ForwardParams& params) {
-  Report all;
-  all.completed = true;  // nothing to do is done
-  forward_pass(dtype, params, [&]<class Kernel>(int64_t blocks, const auto& kernel_params) {
-    all.add(device.launch<Kernel>({static_cast<uint32_t>(blocks)}, Kernel::kSharedBytes,
-                                  kernel_params));
-    return all.clean();
-  });
-  return all;
+  return with_kernel_type(dtype, [&]<class T>() { return start_forward_of<T>(device, params); });
 }
 
 }  // namespace attentile::cuda::emulator

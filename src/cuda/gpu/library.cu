@@ -3,6 +3,7 @@
 #include <cstdio>
 
 #include "cuda/gpu/runtime.h"
+#include "cuda/kernel_type.h"
 
 namespace attentile::cuda::gpu {
 namespace {
@@ -91,18 +92,26 @@ int32_t Runtime::allocate_on_stream(int64_t bytes, void* stream, void** memory,
       "cudaMallocAsync", sentence);
 }
 int32_t Runtime::release_on_stream(void* memory, void* stream, Sentence* sentence) {
-  return check(cudaFreeAsync(memory, static_cast<cudaStream_t>(stream)), "cudaFreeAsync",
-               sentence);
+  return check(cudaFreeAsync(memory, static_cast<cudaStream_t>(stream)), "cudaFreeAsync", sentence);
 }
 
 }  // namespace attentile::cuda::gpu
 
 namespace attentile::cuda {
 
-extern template int32_t library_forward<gpu::Runtime>(DType, const ForwardParams*, void*,
-                                                      Sentence*);
-extern template int32_t library_backward<gpu::Runtime>(DType, const BackwardParams*, void*,
-                                                       Sentence*);
+template <>
+int32_t library_forward<gpu::Runtime>(DType dtype, const ForwardParams* params, void* stream,
+                                      Sentence* sentence) {
+  return with_kernel_type(
+      dtype, [&]<class T>() { return gpu::start_forward_of<T>(*params, stream, sentence); });
+}
+
+template <>
+int32_t library_backward<gpu::Runtime>(DType dtype, const BackwardParams* params, void* stream,
+                                       Sentence* sentence) {
+  return with_kernel_type(
+      dtype, [&]<class T>() { return gpu::start_backward_of<T>(*params, stream, sentence); });
+}
 
 }  // namespace attentile::cuda
 

@@ -36,4 +36,11 @@ struct Runtime {
   }
 };
 
+// The kernels of one type, each compiled by itself: forward_bf16.cu and its siblings. 0 or the
+// status code of the launch that failed.
+template <class T>
+int32_t start_forward_of(const ForwardParams& params, void* stream, Sentence* sentence);
+template <class T>
+int32_t start_backward_of(const BackwardParams& params, void* stream, Sentence* sentence);
+
 }  // namespace attentile::cuda::gpu

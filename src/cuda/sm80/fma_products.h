@@ -48,12 +48,8 @@ struct FmaProducts {
     const Task task = slot.load();
     Weights seen = weights;
     seen.for_rows([&](int32_t row, auto for_keys) {
-      const KeySpan span = band_span(task.band, query_of(p, task, row), at.k0);
-      for_keys([&](int key, float& weight) {
-        const bool sees = row < task.q_end && key >= span.lo && key < span.hi &&
-                          mask_shows<kHasMask>(p, task, row, at.k0 + key);
-        weight = sees ? weight : -1.0f;
-      });
+      const VisibleKeys keys = visible_keys<kHasMask>(p, task, row, at.k0);
+      for_keys([&](int key, float& weight) { weight = keys.has(p, key) ? weight : -1.0f; });
     });
     add_rows<true>(seen.value, v, at.lane, rows.acc_o);
   }

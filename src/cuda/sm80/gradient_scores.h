@@ -42,6 +42,18 @@ ATTENTILE_DEVICE float* dq_sums(const ForwardParams& p, int32_t b, int32_t h, in
   return first + stat_index(p, b, h, row) * dq_pitch(p);
 }
 
+// A kernel that goes over rows, 64 of a head in a block, 8 lanes to each.
+struct RowKernel {
+  static constexpr int kThreads = 128;
+  static constexpr int kMinBlocksPerSm = 4;
+  static constexpr int kTileM = 64;
+  static constexpr uint32_t kSharedBytes = 0;
+  static constexpr int kRowLanes = 8;
+  static constexpr int kRowStep = kThreads / kRowLanes;
+
+  using Params = BackwardParams;
+};
+
 // Of this thread's rows of a warp's tile; a query outside [begin, end) weighs nothing.
 template <class T, int kRowTiles>
 struct TileStats {

@@ -312,7 +312,7 @@ struct KeyBlock {
         if (query < task.q_begin || query >= task.q_end) continue;
         float* to = dq_sums(p.call, task.b, step.h, task.row_q + query) + column + lane % 4 * 2;
         ATTENTILE_UNROLL
-        for (int n = 0; n < kDqStep / 8; ++n) {
+        for (int64_t n = 0; n < kDqStep / 8; ++n) {
           if (column + 8 * n >= p.call.head_dim) continue;
           atomic_add_f32(to + 8 * n, sums[n].value[2 * half]);
           atomic_add_f32(to + 8 * n + 1, sums[n].value[2 * half + 1]);

@@ -109,25 +109,20 @@ struct MmaProducts {
     }
   }
 
-  // The weights of 16 keys, marked (special_values.h).
+  // The weights of a row tile, marked (special_values.h).
   template <bool kHasMask, class Task>
-  ATTENTILE_DEVICE static FragmentA marked_weights(const ForwardParams& p, const Task& task,
-                                                   const TileOrigin& at, int m, int n,
-                                                   const FragmentA& weights) {
-    FragmentA marked;
+  ATTENTILE_DEVICE static void mark(const ForwardParams& p, const Task& task, const TileOrigin& at,
+                                    int m, const Weights& weights, Weights& marked) {
     ATTENTILE_UNROLL
-    for (int r = 0; r < 4; ++r) {
-      const int32_t row = at.query(m, r % 2);
-      const KeySpan span = band_span(task.band, query_of(p, task, row), at.k0);
-      const auto sees = [&](int key) {
-        return row < task.q_end && key >= span.lo && key < span.hi &&
-               mask_shows<kHasMask>(p, task, row, at.k0 + key);
-      };
-      const int key_tile = 2 * n + r / 2;
-      marked.reg[r] =
-          mark_weights<T>(weights.reg[r], sees(at.key(key_tile, 0)), sees(at.key(key_tile, 1)));
+    for (int half = 0; half < 2; ++half) {
+      const VisibleKeys keys = visible_keys<kHasMask>(p, task, at.query(m, half), at.k0);
+      ATTENTILE_UNROLL
+      for (int n = 0; n < kTileN / 8; ++n) {
+        const int r = half + 2 * (n % 2);
+        marked.part[m][n / 2].reg[r] = mark_weights<T>(
+            weights.part[m][n / 2].reg[r], keys.has(p, at.key(n, 0)), keys.has(p, at.key(n, 1)));
+      }
     }
-    return marked;
   }
 
   // The same product on a tile whose values may hold NaN or infinity, for a mask cuts it.
@@ -139,10 +134,7 @@ struct MmaProducts {
     ATTENTILE_UNROLL
     for (int m = 0; m < kRowTiles; ++m) {
       Weights marked;
-      ATTENTILE_UNROLL
-      for (int n = 0; n < kTileN / 16; ++n) {
-        marked.part[m][n] = marked_weights<kHasMask>(p, task.load(), at, m, n, weights.part[m][n]);
-      }
+      mark<kHasMask>(p, task.load(), at, m, weights, marked);
       ATTENTILE_UNROLL
       for (int c = 0; c < kHeadDim; c += 8) {
         Accumulator& acc = rows.acc_o[m][c / 8];

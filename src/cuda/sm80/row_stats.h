@@ -11,16 +11,7 @@
 namespace attentile::cuda {
 
 template <class T>
-struct RowStats {
-  static constexpr int kThreads = 128;
-  static constexpr int kMinBlocksPerSm = 4;
-  static constexpr int kTileM = 64;
-  static constexpr uint32_t kSharedBytes = 0;
-  static constexpr int kRowLanes = 8;
-  static constexpr int kRowStep = kThreads / kRowLanes;
-
-  using Params = BackwardParams;
-
+struct RowStats : RowKernel {
   ATTENTILE_DEVICE static void run(const Params& p, SharedAddress) {
     const BlockTask task = find_task<kTileM>(p.call);
     const int32_t first = task.q_begin + static_cast<int32_t>(thread_idx() / kRowLanes);

@@ -69,21 +69,30 @@ ATTENTILE_DEVICE const T* score_row(const ForwardParams& p, const ArrayParams& a
   return element<T>(array, task.b, head_of(p, task, row), query_of(p, task, row));
 }
 
-// Whether the boolean mask shows a key, which exists, to a row, which exists.
-template <bool kHasMask, class Task>
-ATTENTILE_DEVICE bool mask_shows(const ForwardParams& p, const Task& task, int32_t row,
-                                 int32_t key) {
-  if (!kHasMask || p.mask.data == nullptr) return true;
-  const uint8_t* keys = score_row<uint8_t>(p, p.mask, task, row);
-  return ld_global_nc(keys + int64_t{key} * p.mask.stride[3]) != 0;
-}
+// Which keys of a tile a row sees; none where there is no such row.
+struct VisibleKeys {
+  KeySpan span = {0, 0};
+  int32_t k0 = 0;
+  const uint8_t* mask = nullptr;  // the row of the boolean mask, if there is one
 
-template <class T, class Task>
-ATTENTILE_DEVICE float load_bias(const ForwardParams& p, const Task& task, int32_t row,
-                                 int32_t key) {
-  const int64_t column = int64_t{key} * p.bias.stride[3];
-  if (p.bias.is_float32) return ld_global_nc(score_row<float>(p, p.bias, task, row) + column);
-  return to_f32(ld_global_nc(score_row<T>(p, p.bias, task, row) + column));
+  ATTENTILE_DEVICE bool in_band(int key) const { return key >= span.lo && key < span.hi; }
+  ATTENTILE_DEVICE bool in_mask(const ForwardParams& p, int key) const {
+    return ld_global_nc(mask + (int64_t{k0} + key) * p.mask.stride[3]) != 0;
+  }
+  ATTENTILE_DEVICE bool has(const ForwardParams& p, int key) const {
+    return in_band(key) && (mask == nullptr || in_mask(p, key));
+  }
+};
+template <bool kHasMask, class Task>
+ATTENTILE_DEVICE VisibleKeys visible_keys(const ForwardParams& p, const Task& task, int32_t row,
+                                          int32_t k0) {
+  const bool exists = row < task.q_end;
+  VisibleKeys keys = {.span = band_span(task.band, query_of(p, task, row), k0), .k0 = k0};
+  keys.span.hi = exists ? keys.span.hi : keys.span.lo;
+  if (kHasMask && exists && p.mask.data != nullptr) {
+    keys.mask = score_row<uint8_t>(p, p.mask, task, row);
+  }
+  return keys;
 }
 
 // -slope * |query + offset - key| of ALiBi: its slope, and query + offset.
@@ -113,11 +122,19 @@ ATTENTILE_DEVICE void add_terms(const ForwardParams& p, const Task& task,
       x = mul_rn(x, p.score.logit);
       if (p.score.softcap > 0) x = mul_rn(tanh_rn(x), p.score.softcap);
     });
-    if (p.bias.data != nullptr && row < task.q_end) {
-      for_keys([&](int key, float& x) {
-        if (s.at.k0 + key < 0 || s.at.k0 + key >= task.band.seqlen_k) return;
-        x = add_rn(x, load_bias<T>(p, task, row, s.at.k0 + key));
+    const auto add_bias = [&](const auto* bias) {
+      for_keys([&](int column, float& x) {
+        const int32_t key = s.at.k0 + column;
+        if (key < 0 || key >= task.band.seqlen_k) return;
+        x = add_rn(x, to_f32(ld_global_nc(bias + int64_t{key} * p.bias.stride[3])));
       });
+    };
+    if (p.bias.data != nullptr && row < task.q_end) {
+      if (p.bias.is_float32) {
+        add_bias(score_row<float>(p, p.bias, task, row));
+      } else {
+        add_bias(score_row<T>(p, p.bias, task, row));
+      }
     }
     if (p.alibi_slopes.data != nullptr) {
       const AlibiRow alibi = alibi_row(p, task, row);
@@ -131,12 +148,11 @@ template <bool kHasMask, class Task, int kRowTiles, int kKeyTiles>
 ATTENTILE_DEVICE void hide_scores(const ForwardParams& p, const Task& task,
                                   ScoreTile<kRowTiles, kKeyTiles>& s) {
   s.for_rows([&](int32_t row, auto for_keys) {
-    const KeySpan span = band_span(task.band, query_of(p, task, row), s.at.k0);
-    for_keys([&](int key, float& x) { x = key >= span.lo && key < span.hi ? x : -kInfinity; });
-    if (!kHasMask || p.mask.data == nullptr || row >= task.q_end) return;
+    const VisibleKeys keys = visible_keys<kHasMask>(p, task, row, s.at.k0);
+    for_keys([&](int key, float& x) { x = keys.in_band(key) ? x : -kInfinity; });
+    if (!kHasMask || keys.mask == nullptr) return;
     for_keys([&](int key, float& x) {
-      if (key < span.lo || key >= span.hi) return;
-      if (!mask_shows<true>(p, task, row, s.at.k0 + key)) x = -kInfinity;
+      if (keys.in_band(key) && !keys.in_mask(p, key)) x = -kInfinity;
     });
   });
 }

@@ -18,6 +18,20 @@ namespace attentile::cuda {
 inline constexpr float kMinusInfinityMark = 128;
 inline constexpr float kNanMark = 16384;
 
+// Both elements of a register at once: of each its half of 16 bits, which no carry leaves.
+ATTENTILE_DEVICE constexpr uint32_t both(uint32_t half) {
+  return half << 16 | half;
+}
+template <class T>
+struct PairBits {
+  static constexpr int kFractionBits = kIsFloat16<T> ? 10 : 7;
+  static constexpr uint32_t kFraction = (1u << kFractionBits) - 1;
+  static constexpr uint32_t kExponent = 0x7FFF - kFraction;
+  // 1.0, and 2^7 in the exponent.
+  static constexpr uint32_t kOne = kIsFloat16<T> ? 0x3C00 : 0x3F80;
+  static constexpr uint32_t kTimes128 = 7u << kFractionBits;
+};
+
 // Two values of V, as one register of T holds them.
 struct SplitValues {
   uint32_t finite;
@@ -25,30 +39,26 @@ struct SplitValues {
 };
 template <class T>
 ATTENTILE_DEVICE SplitValues split_values(uint32_t pair) {
-  constexpr uint32_t kExponent = kIsFloat16<T> ? 0x7C00 : 0x7F80;
-  SplitValues split = {0, 0};
-  ATTENTILE_UNROLL
-  for (int half = 0; half < 2; ++half) {
-    const uint32_t bits = pair >> (16 * half) & 0xFFFF;
-    const bool finite = (bits & kExponent) != kExponent;
-    const bool nan = (bits & 0x7FFF) > kExponent;
-    const uint32_t infinity =
-        bits >> 15 == 0 ? from_f32<T>(1.0f).bits : from_f32<T>(kMinusInfinityMark).bits;
-    const uint32_t mark = nan ? from_f32<T>(kNanMark).bits : infinity;
-    split.finite |= (finite ? bits : 0) << (16 * half);
-    split.marks |= (finite ? 0 : mark) << (16 * half);
-  }
-  return split;
+  using Bits = PairBits<T>;
+  // An exponent of all ones carries into the place of the sign, a fraction of any into that of the
+  // exponent.
+  const uint32_t special =
+      ((pair & both(Bits::kExponent)) + both(Bits::kFraction + 1)) >> 15 & both(1);
+  if (special == 0) return {pair, 0};
+  const uint32_t nan =
+      ((pair & both(Bits::kFraction)) + both(Bits::kFraction)) >> Bits::kFractionBits & special;
+  const uint32_t minus = pair >> 15 & special & ~nan;
+  return {pair & ~(special * 0xFFFF),
+          special * Bits::kOne + minus * Bits::kTimes128 + nan * (2 * Bits::kTimes128)};
 }
 
 // a of two weights, as one register of T holds them.
 template <class T>
 ATTENTILE_DEVICE uint32_t mark_weights(uint32_t pair, bool first_seen, bool second_seen) {
-  const uint32_t zero = from_f32<T>(kNanMark).bits;
-  const uint32_t other = from_f32<T>(1.0f).bits;
-  const uint32_t first = (pair & 0x7FFF) == 0 ? zero : other;
-  const uint32_t second = (pair & 0x7FFF0000) == 0 ? zero : other;
-  return (first_seen ? first : 0) | (second_seen ? second : 0) << 16;
+  using Bits = PairBits<T>;
+  const uint32_t zero = both(1) - (((pair & both(0x7FFF)) + both(0x7FFF)) >> 15 & both(1));
+  const uint32_t seen = (first_seen ? 0xFFFFu : 0u) | (second_seen ? 0xFFFF0000u : 0u);
+  return (both(Bits::kOne) + zero * (2 * Bits::kTimes128)) & seen;
 }
 
 // What the marks of an element of O add to it.
