@@ -11,7 +11,9 @@
 #include "cuda/make_params.h"
 #include "cuda/numerics.h"
 #include "cuda/sm80/gradient_scores.h"
+#include "cuda/sm80/special_values.h"
 #include "cuda/support.h"
+#include "dtype.h"
 #include "validate.h"
 
 namespace attentile::cuda::test {
@@ -26,6 +28,44 @@ struct WeightWords {
   uint32_t count;
   ScoreParams score;
 };
+
+// Every element of 16 bits, in either half of a register, beside one that is finite and one that is
+// not.
+template <class T>
+void expect_split_by_definition(DType dtype) {
+  const auto mark_of = [](double value) {
+    if (std::isnan(value)) return kNanMark;
+    if (!std::isinf(value)) return 0.0f;
+    return value > 0 ? 1.0f : kMinusInfinityMark;
+  };
+  const auto value_of = [&](uint32_t bits) {
+    const auto word = static_cast<uint16_t>(bits);
+    return static_cast<double>(dtype == DType::kFloat16 ? float16_to_float(word)
+                                                        : bfloat16_to_float(word));
+  };
+  const uint32_t infinity = dtype == DType::kFloat16 ? 0x7C00 : 0x7F80;
+  for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+    for (const uint32_t other : {0x8123u, infinity | 0x8000u}) {
+      for (const uint32_t pair : {bits | other << 16, other | bits << 16}) {
+        const SplitValues split = split_values<T>(pair);
+        for (const int half : {0, 16}) {
+          const uint32_t element = pair >> half & 0xFFFF;
+          const double value = value_of(element);
+          ASSERT_EQ(split.finite >> half & 0xFFFF, std::isfinite(value) ? element : 0) << element;
+          ASSERT_EQ(value_of(split.marks >> half & 0xFFFF), mark_of(value)) << element;
+          const uint32_t marks = mark_weights<T>(pair, half == 0, half != 0);
+          ASSERT_EQ(value_of(marks >> half & 0xFFFF), value == 0 ? kNanMark : 1) << element;
+          ASSERT_EQ(marks >> (16 - half) & 0xFFFF, 0u) << element;
+        }
+      }
+    }
+  }
+}
+
+TEST(SpecialValues, AreSplitByDefinition) {
+  expect_split_by_definition<Float16>(DType::kFloat16);
+  expect_split_by_definition<BFloat16>(DType::kBFloat16);
+}
 
 TEST(NarrowBand, IsTheBand) {
   constexpr int64_t kFar = int64_t{1} << 62;
