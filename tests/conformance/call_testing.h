@@ -117,6 +117,7 @@ inline ::testing::AssertionResult same_bits(const Results& expected, const Resul
     if (pair.expected->shape != pair.got->shape) {
       return ::testing::AssertionFailure() << pair.name << ": shapes differ";
     }
+    if (pair.expected->bytes == pair.got->bytes) continue;
     const size_t item = static_cast<size_t>(size_of(pair.expected->dtype));
     for (int64_t flat = 0; flat < pair.expected->count(); ++flat) {
       const size_t offset = static_cast<size_t>(flat) * item;

@@ -29,6 +29,7 @@ Summary run_table(const std::string& filter, int64_t cells, bool atomic_dq = fal
   options.isas = {Isa::kAuto};
   options.emulator = run_both_passes;
   options.atomic_dq = atomic_dq;
+  if (GTEST_FLAG_GET(fail_fast)) options.max_failures = 1;
   return conformance::run(options);
 }
 

@@ -215,6 +215,23 @@ TEST(FewQueries, ASplitThatWeighsNothing) {
   }
 }
 
+// More splits than a warp has lanes; beside the logit of a key of any of them 2^x of the others'
+// would overflow or vanish.
+TEST(FewQueries, TheLargestLogitLiesInAnySplit) {
+  Case c = decode_case(16);
+  c.batch = 1;
+  c.causal = false;
+  c.seqlen_k = 64 * 40;
+  c.bias = {true, DType::kFloat32, {1, 1, 1, c.seqlen_k}};
+  for (const int64_t split : {0, 31, 32, 39}) {
+    Values values = make_values(c);
+    values.bias.fill(0.0);
+    values.bias.put(300.0, 0, 0, 0, 64 * split + 5);
+    const Results got = run(c, values, split_by(64)).results;
+    EXPECT_TRUE(accurate(c, values, got)) << split;
+  }
+}
+
 // A mask hides one split from everybody: what its keys and values hold has no effect.
 TEST(FewQueries, ASplitThatNobodySees) {
   Case c = decode_case();

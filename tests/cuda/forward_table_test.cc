@@ -24,6 +24,7 @@ Summary run_table(const std::string& filter, int64_t cells) {
   options.isas = {Isa::kAuto};
   options.emulator = run_emulator;
   options.forward_only = true;
+  if (GTEST_FLAG_GET(fail_fast)) options.max_failures = 1;
   return conformance::run(options);
 }
 

@@ -8,48 +8,11 @@
 
 #include "attentile/c_api.h"
 #include "cuda/backend.h"
+#include "device/device_array.h"
 #include "device/emulated.h"
-#include "dtype.h"
 
 namespace attentile::cuda::test {
 namespace {
-
-// Device memory of float16 or float32 values.
-class DeviceArray {
- public:
-  explicit DeviceArray(int64_t bytes) : bytes_(bytes) {
-    Sentence sentence;
-    EXPECT_EQ(table().allocate(bytes, &memory_, &sentence), 0) << sentence.text;
-  }
-  ~DeviceArray() {
-    Sentence sentence;
-    (void)table().release(memory_, &sentence);
-  }
-  DeviceArray(const DeviceArray&) = delete;
-  DeviceArray& operator=(const DeviceArray&) = delete;
-
-  static const BackendTable& table() { return **backend(); }
-  void* memory() const { return memory_; }
-  void fill(int seed) {
-    std::vector<uint16_t> values(static_cast<size_t>(bytes_) / 2);
-    for (size_t i = 0; i < values.size(); ++i) {
-      const auto mixed = static_cast<uint32_t>(i * 2654435761u + static_cast<uint32_t>(seed) * 97);
-      values[i] = round_to_16_bits<5, 10>(static_cast<double>(mixed % 2001) / 1000.0 - 1.0);
-    }
-    Sentence sentence;
-    ASSERT_EQ(table().copy_to_device(memory_, values.data(), bytes_, &sentence), 0);
-  }
-  std::vector<char> bytes() const {
-    std::vector<char> found(static_cast<size_t>(bytes_));
-    Sentence sentence;
-    EXPECT_EQ(table().copy_to_host(found.data(), memory_, bytes_, &sentence), 0);
-    return found;
-  }
-
- private:
-  void* memory_ = nullptr;
-  int64_t bytes_;
-};
 
 attentile_tensor tensor_of(const DeviceArray& array, int32_t dtype,
                            std::initializer_list<int64_t> shape) {

@@ -90,21 +90,27 @@ PlacedTensor::PlacedTensor(const DenseTensor& dense, const Layout& layout, Role 
   }
   expected_.assign(buffer_.data(), buffer_.data() + bytes);
   const int unwritten = is_floating(dense.dtype) ? kPoisonByte : kUnwrittenByte;
-  for_each_element(
-      [&](char* address, int64_t) { std::memset(address, unwritten, static_cast<size_t>(item)); });
+  for_each_run([&](char* address, int64_t, int64_t run) {
+    std::memset(address, unwritten, static_cast<size_t>(run * item));
+  });
 }
 
+// visit(address, index of the first, count) for each run of elements that lie side by side.
 template <class Visit>
-void PlacedTensor::for_each_element(Visit visit) const {
+void PlacedTensor::for_each_run(Visit visit) const {
   int64_t total = 1;
   for (int64_t size : shape_) total *= size;
   if (total == 0) return;
-  const size_t rank = shape_.size();
   const int64_t item = size_of(view_.dtype);
+  size_t rank = shape_.size();  // of what is walked over
+  int64_t run = 1;
+  while (rank > 0 && (shape_[rank - 1] == 1 || view_.stride[rank - 1] == run)) {
+    run *= shape_[--rank];
+  }
   std::vector<int64_t> coordinate(rank, 0);
   char* address = static_cast<char*>(view_.data);
-  for (int64_t flat = 0;; ++flat) {
-    visit(address, flat);
+  for (int64_t flat = 0;; flat += run) {
+    visit(address, flat, run);
     size_t axis = rank;
     while (axis-- > 0) {
       const int64_t step = shape_[axis] > 1 ? view_.stride[axis] * item : 0;
@@ -120,17 +126,17 @@ void PlacedTensor::for_each_element(Visit visit) const {
 DenseTensor PlacedTensor::read() const {
   if (!present()) return {};
   DenseTensor dense(view_.dtype, shape_);
-  const size_t item = static_cast<size_t>(size_of(view_.dtype));
-  for_each_element([&](const char* address, int64_t flat) {
-    std::memcpy(dense.bytes.data() + static_cast<size_t>(flat) * item, address, item);
+  const int64_t item = size_of(view_.dtype);
+  for_each_run([&](const char* address, int64_t flat, int64_t run) {
+    std::memcpy(dense.bytes.data() + flat * item, address, static_cast<size_t>(run * item));
   });
   return dense;
 }
 
 void PlacedTensor::write(const DenseTensor& dense) {
-  const size_t item = static_cast<size_t>(size_of(view_.dtype));
-  for_each_element([&](char* address, int64_t flat) {
-    std::memcpy(address, dense.bytes.data() + static_cast<size_t>(flat) * item, item);
+  const int64_t item = size_of(view_.dtype);
+  for_each_run([&](char* address, int64_t flat, int64_t run) {
+    std::memcpy(address, dense.bytes.data() + flat * item, static_cast<size_t>(run * item));
   });
   expected_.assign(buffer_.data(), buffer_.data() + buffer_.size());
 }
@@ -148,15 +154,14 @@ std::optional<std::string> PlacedTensor::check() const {
     return "an input was written";
   }
   std::vector<char> now(buffer_.data(), buffer_.data() + bytes);
-  const size_t item = static_cast<size_t>(size_of(view_.dtype));
-  for_each_element([&](const char* address, int64_t) {
-    const size_t at = static_cast<size_t>(address - buffer_.data());
-    std::memcpy(now.data() + at, expected_.data() + at, item);
+  const int64_t item = size_of(view_.dtype);
+  for_each_run([&](const char* address, int64_t, int64_t run) {
+    const int64_t at = address - buffer_.data();
+    std::memcpy(now.data() + at, expected_.data() + at, static_cast<size_t>(run * item));
   });
-  for (size_t i = 0; i < bytes; ++i) {
-    if (now[i] != expected_[i]) {
-      return "byte " + std::to_string(i) + " between the elements was written";
-    }
+  const auto damaged = std::mismatch(now.begin(), now.end(), expected_.begin()).first;
+  if (damaged != now.end()) {
+    return "byte " + std::to_string(damaged - now.begin()) + " between the elements was written";
   }
   return std::nullopt;
 }

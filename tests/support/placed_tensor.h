@@ -53,7 +53,7 @@ class PlacedTensor {
 
  private:
   template <class Visit>
-  void for_each_element(Visit visit) const;
+  void for_each_run(Visit visit) const;
 
   Role role_ = Role::kInput;
   TensorView view_;

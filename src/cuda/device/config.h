@@ -13,7 +13,7 @@
 #define ATTENTILE_ROLL _Pragma("unroll 1")
 #else
 #define ATTENTILE_PTX 0
-#define ATTENTILE_DEVICE [[gnu::always_inline]] inline
+#define ATTENTILE_DEVICE inline
 #define ATTENTILE_UNROLL
 #define ATTENTILE_ROLL
 #endif
