@@ -24,9 +24,11 @@ using validation::invalid;
 constexpr size_t kMaxStructSize = 4096;
 constexpr int64_t kMaxParts = int64_t{1} << 32;
 constexpr size_t kFirstOptionsSize = offsetof(attentile_options, max_seqlen_q);
+constexpr size_t kFirstPlanSize = offsetof(attentile_plan_info, device);
 
 thread_local char last_error[1024] = "";
 thread_local std::string plan_notes;
+thread_local std::string plan_kernel;
 
 // Runs body, which returns a Status, and leaves its sentence for attentile_last_error.
 template <class Body>
@@ -291,7 +293,7 @@ Result<Plan> make_plan(const GivenCall& given) {
 
 Status run_plan(const GivenCall& given, attentile_plan_info* result) {
   attentile_plan_info c = ATTENTILE_PLAN_INFO_INIT;
-  if (Status s = read_struct(result, "plan", &c); !s.ok()) return s;
+  if (Status s = read_struct(result, "plan", &c, kFirstPlanSize); !s.ok()) return s;
   const size_t given_size = c.struct_size;
   const Result<Plan> plan = make_plan(given);
   if (!plan.ok()) return plan.status();
@@ -316,6 +318,9 @@ Status run_plan(const GivenCall& given, attentile_plan_info* result) {
   c.flash2_bytes_read = plan->traffic_flash2.bytes_read;
   c.flash2_bytes_written = plan->traffic_flash2.bytes_written;
   c.notes = plan_notes.c_str();
+  plan_kernel = plan->kernel;
+  c.device = static_cast<int32_t>(plan->device);
+  c.kernel = plan_kernel.c_str();
   std::memcpy(result, &c, std::min(given_size, sizeof c));
   return {};
 }

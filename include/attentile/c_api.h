@@ -234,8 +234,12 @@ typedef struct attentile_plan_info {
   int64_t flash1_bytes_written;
   int64_t flash2_bytes_read;
   int64_t flash2_bytes_written;
-  const char* notes; /* lines: why these tiles, why no faster path; valid until this thread's next
-                        call of attentile_plan */
+  const char* notes;  /* lines: why these tiles, why no faster path; valid until this thread's next
+                         call of attentile_plan */
+  int32_t device;     /* attentile_device: where the tensors are */
+  int32_t reserved;   /* 0 */
+  const char* kernel; /* on a GPU: the one that holds the products; valid as long as notes. Empty on
+                         a CPU, and where there is nothing to do */
 } attentile_plan_info;
 
 /* A softmax state over a part of the keys: out and lse as the forward pass writes them. */
@@ -302,7 +306,28 @@ typedef struct attentile_partial_state {
 #define ATTENTILE_CONTEXT_INIT \
   {sizeof(attentile_context), 0, 0, NULL, NULL, NULL, NULL, 0, NULL, NULL}
 #define ATTENTILE_PLAN_INFO_INIT \
-  {sizeof(attentile_plan_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0, 0, 0, 0, 0, 0, NULL}
+  {sizeof(attentile_plan_info),  \
+   0,                            \
+   0,                            \
+   0,                            \
+   0,                            \
+   0,                            \
+   0,                            \
+   0,                            \
+   0,                            \
+   0,                            \
+   0,                            \
+   0.0,                          \
+   0,                            \
+   0,                            \
+   0,                            \
+   0,                            \
+   0,                            \
+   0,                            \
+   NULL,                         \
+   0,                            \
+   0,                            \
+   NULL}
 #define ATTENTILE_PARTIAL_STATE_INIT {sizeof(attentile_partial_state), NULL, NULL}
 
 ATTENTILE_API void attentile_tensor_init(attentile_tensor* tensor, size_t struct_size);

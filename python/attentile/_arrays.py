@@ -242,39 +242,53 @@ def merge(parts: Sequence[tuple[Any, Any]], *, layout: str = "bshd",
     return merged[0], merged[1]
 
 
-def _described(name: str, given: Any, dtype: str | None) -> tuple[str, tuple[int, ...]]:
-    """(dtype name, shape) of an array, or of a shape."""
+class _Described(NamedTuple):
+    dtype: str
+    shape: tuple[int, ...]
+    device: str
+
+
+def _described(name: str, given: Any, dtype: str | None, device: str | None) -> _Described:
+    """Of an array, or of a shape."""
     if isinstance(given, (tuple, list)):
-        return dtype or "float32", tuple(given)
+        return _Described(dtype or "float32", tuple(given), device or "cpu")
     shape = _shape(name, given)
-    return (dtype or str(given.dtype).rpartition(".")[2]), shape
+    on_gpu = str(getattr(given, "device", "")).startswith("cuda")
+    return _Described(dtype or str(given.dtype).rpartition(".")[2], shape,
+                      device or ("cuda" if on_gpu else "cpu"))
 
 
 def plan(
     q: Any, k: Any, v: Any = None, *, dtype: str | None = None, backward: bool = False,
-    num_threads: int = 0, **keywords: Unpack[Keywords],
+    device: str | None = None, num_threads: int = 0, **keywords: Unpack[Keywords],
 ) -> dict[str, Any]:
     """What a call would do, found without doing it: kernel, tiles, memory, bytes moved, reasons.
 
-    q, k, v: arrays, or their shapes (then of `dtype`, default float32); v defaults to k. Keywords
+    q, k, v: arrays, or their shapes (then of `dtype`, default float32); v defaults to k. device:
+    "cpu" or "cuda" (needs a GPU), by default where the arrays are; shapes are on the CPU. Keywords
     as of `attention`; of optional tensors only shapes and index arrays matter. Returns a dict that
-    JSON can hold: algorithm, isa, threads, tile_m (queries), tile_n (keys), num_tasks,
-    workspace_bytes, flops, visible_pairs, traffic of each algorithm in bytes, and notes: why these
-    tiles, and for each faster path why it does not run. Raises ValueError, TypeError.
+    JSON can hold: device, kernel (on a GPU), algorithm, isa, threads, tile_m (queries), tile_n
+    (keys), num_tasks, workspace_bytes, flops, visible_pairs, traffic of each algorithm in bytes,
+    and notes: why these tiles, and for each faster path why it does not run. Raises ValueError,
+    TypeError; UnsupportedError where there is no GPU.
     """
+    if device not in (None, "cpu", "cuda"):
+        raise ValueError(f"device: was {device!r}, expected cpu, cuda or None")
     optional, scalars = split(keywords)
-    described = [_described(name, a, dtype)
+    described = [_described(name, a, dtype, device)
                  for name, a in (("q", q), ("k", k), ("v", k if v is None else v))]
-    dtype_name, shape = described[0]
-    out = (dtype_name, shape[:-1] + described[2][1][-1:])
+    dtype_name, shape, where = described[0]
+    out = (dtype_name, shape[:-1] + described[2].shape[-1:], where)
     lse_dtype = "float64" if dtype_name == "float64" else "float32"
-    lse = (lse_dtype, lse_shape(shape, scalars.get("layout", "bshd")))
+    lse = (lse_dtype, lse_shape(shape, scalars.get("layout", "bshd")), where)
+    optional = [(*given, where) if isinstance(given, tuple) and len(given) == 2 else given
+                for given in optional]
     gradients = None
     if backward:
         bias, sink = keywords.get("bias"), keywords.get("sink")
         gradients = (out, *described, None,
-                     None if bias is None else _described("bias", bias, None),
-                     None if sink is None else _described("sink", sink, None))
+                     None if bias is None else _described("bias", bias, None, device),
+                     None if sink is None else _described("sink", sink, None, device))
     return _core.plan((*described, out, lse, None, *optional), gradients, make_options(scalars),
                       num_threads)
 

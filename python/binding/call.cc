@@ -208,6 +208,8 @@ nb::dict facts(const Plan& plan) {
   nb::list notes;
   for (const std::string& note : plan.notes) notes.append(nb::str(note.c_str()));
   nb::dict result;
+  result["device"] = plan.device == Device::kCuda ? "cuda" : "cpu";
+  result["kernel"] = plan.kernel;
   result["algorithm"] = to_string(plan.algorithm);
   result["isa"] = to_string(plan.isa);
   result["threads"] = plan.threads;

@@ -126,11 +126,14 @@ void require_device(const char* name, nb::handle object) {
   }
 }
 
+// (dtype name, shape), of a GPU with "cuda" as a third.
 TensorView described(const char* name, nb::handle object) {
   const auto tuple = nb::borrow<nb::tuple>(object);
-  std::string dtype_name;
+  std::string dtype_name, device;
   nb::tuple shape;
-  if (tuple.size() != 2 || !nb::try_cast(tuple[0], dtype_name) || !nb::try_cast(tuple[1], shape)) {
+  const size_t parts = tuple.size();
+  if (parts < 2 || parts > 3 || !nb::try_cast(tuple[0], dtype_name) ||
+      !nb::try_cast(tuple[1], shape) || (parts == 3 && !nb::try_cast(tuple[2], device))) {
     refuse(name, quoted(object), "an array, or a (dtype name, shape) pair");
   }
   const std::optional<DType> dtype = from_name(dtype_name);
@@ -141,6 +144,7 @@ TensorView described(const char* name, nb::handle object) {
     if (!nb::try_cast(shape[i], sizes[i])) refuse(name, "of shape " + quoted(shape), "integers");
   }
   TensorView view = contiguous_view(nullptr, *dtype, {});
+  view.device = device == "cuda" ? Device::kCuda : Device::kCpu;
   view.rank = static_cast<int32_t>(shape.size());
   int64_t stride = 1;
   for (int i = view.rank - 1; i >= 0; --i) {

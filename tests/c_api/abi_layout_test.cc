@@ -100,13 +100,15 @@ static_assert(offsetof(attentile_context, workspace_bytes) == 48);
 static_assert(offsetof(attentile_context, traffic) == 56);
 static_assert(offsetof(attentile_context, stream) == 64);
 
-static_assert(sizeof(attentile_plan_info) == 136);
+static_assert(sizeof(attentile_plan_info) == 152);
 static_assert(offsetof(attentile_plan_info, backward) == 8);
 static_assert(offsetof(attentile_plan_info, tile_m) == 24);
 static_assert(offsetof(attentile_plan_info, workspace_bytes) == 48);
 static_assert(offsetof(attentile_plan_info, flops) == 72);
 static_assert(offsetof(attentile_plan_info, flash2_bytes_written) == 120);
 static_assert(offsetof(attentile_plan_info, notes) == 128);
+static_assert(offsetof(attentile_plan_info, device) == 136);
+static_assert(offsetof(attentile_plan_info, kernel) == 144);
 
 static_assert(sizeof(attentile_partial_state) == 24);
 static_assert(offsetof(attentile_partial_state, out) == 8);

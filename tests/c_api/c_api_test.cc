@@ -232,6 +232,12 @@ TEST_F(CApiCall, PlansAndWorkspace) {
   ASSERT_EQ(attentile_plan(&inputs, &outputs, &gradients, &options, nullptr, &plan), ATTENTILE_OK)
       << attentile_last_error();
   EXPECT_EQ(plan.backward, 1);
+  plan.struct_size = 136;  // its first version
+  plan.kernel = "kept";
+  ASSERT_EQ(attentile_plan(&inputs, &outputs, nullptr, &options, nullptr, &plan), ATTENTILE_OK)
+      << attentile_last_error();
+  EXPECT_EQ(plan.backward, 0);
+  EXPECT_STREQ(plan.kernel, "kept");
   plan.struct_size = 100;
   EXPECT_EQ(attentile_plan(&inputs, &outputs, nullptr, &options, nullptr, &plan),
             ATTENTILE_INVALID_ARGUMENT);

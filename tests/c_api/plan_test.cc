@@ -177,6 +177,8 @@ TEST(Plan, InCEqualsThatOfCppFieldByField) {
       std::string notes;
       for (const std::string& note : cpp.notes) notes += note + "\n";
       EXPECT_EQ(c.notes, notes);
+      EXPECT_EQ(c.device, ATTENTILE_CPU);
+      EXPECT_STREQ(c.kernel, "");
     }
   }
 }

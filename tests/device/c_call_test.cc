@@ -81,6 +81,8 @@ TEST(DeviceCCall, EqualsTheCppCallBitForBit) {
   attentile_plan_info plan = ATTENTILE_PLAN_INFO_INIT;
   ASSERT_EQ(attentile_plan(&inputs, &outputs, nullptr, &options, nullptr, &plan), 0);
   EXPECT_EQ(plan.tile_m, 128);
+  EXPECT_EQ(plan.device, ATTENTILE_CUDA);
+  EXPECT_EQ(std::string(plan.kernel).rfind("Forward<Float16, 64", 0), 0u) << plan.kernel;
   EXPECT_NE(std::string(plan.notes).find("Forward<Float16, 64, true"), std::string::npos)
       << plan.notes;
 }

@@ -395,6 +395,7 @@ def test_plan(backward: bool) -> None:
     plan = attentile.plan(*arrays, backward=backward, causal=True, num_threads=2)
     assert json.loads(json.dumps(plan)) == plan
     assert plan["algorithm"] == "flash2" and plan["threads"] <= 2 and plan["notes"]
+    assert (plan["device"], plan["kernel"]) == ("cpu", "")
     assert plan["visible_pairs"] == 2 * 4 * sum(i + 201 for i in range(300))
     shapes = [x.shape for x in arrays]
     assert attentile.plan(*shapes, backward=backward, causal=True, num_threads=2) == plan

@@ -105,6 +105,36 @@ np.savez(sys.argv[1], q=q.numpy(), k=k.numpy(), v=v.numpy(), out=out.numpy(), ls
     np.testing.assert_allclose(got["lse"], lse, atol=2e-3)
 
 
+_PLANS = """
+import attentile
+shape = (1, 200, 2, 64)
+for plan in (attentile.plan(Tensor(shape), Tensor(shape), backward=True),
+             attentile.plan(shape, shape, dtype="bfloat16", device="cuda",
+                            bias=("float32", (2, 200, 200))),
+             attentile.plan(Tensor(shape), Tensor(shape), device="cpu")):
+    print(plan["device"], plan["kernel"])
+"""
+
+
+@pytest.mark.skipif(not EMULATED.exists(), reason="the emulated backend was not built")
+def test_plans_are_of_the_tensors_device() -> None:
+    said = script(f"try:\n    exec({_PLANS!r})\nexcept _core.UnsupportedError as error:\n"
+                  "    print(error)", str(EMULATED))
+    if "belongs to another version" in said:
+        pytest.skip(said)
+    backward, forward, cpu = said.splitlines()
+    assert backward.startswith("cuda KeyGradients<Float16, 64"), backward
+    assert forward.startswith("cuda Forward<BFloat16, 64, "), forward
+    assert cpu.rstrip() == "cpu"
+
+
+def test_a_plan_without_a_gpu_says_what_it_tried() -> None:
+    assert error_of("import attentile; attentile.plan(q, k)").startswith(
+        "UnsupportedError device: is cuda, but the CUDA backend was not found; tried /nowhere")
+    with pytest.raises(ValueError, match="device: was 'metal', expected cpu, cuda or None"):
+        attentile.plan((1, 2, 3, 4), (1, 2, 3, 4), device="metal")
+
+
 def test_operators_have_kernels_for_cuda() -> None:
     import attentile.torch  # noqa: F401, PLC0415 (registers them)
 
