@@ -133,11 +133,13 @@ Json to_json(const AttendRequest& request, const AttendResult& result) {
   json["device"] = to_string(request.work.device);
   Json plan = plan_facts(result.forward.plan);
   for (const char* name : {"algorithm", "isa", "threads"}) json[name] = plan[name];
-  Traffic total = result.forward.traffic;
+  std::optional<Traffic> total = result.forward.traffic;
   double seconds = result.forward.seconds;
   if (result.backward) {
-    total.bytes_read += result.backward->traffic.bytes_read;
-    total.bytes_written += result.backward->traffic.bytes_written;
+    if (total) {
+      total->bytes_read += result.backward->traffic->bytes_read;
+      total->bytes_written += result.backward->traffic->bytes_written;
+    }
     seconds += result.backward->seconds;
   }
   json["seconds"] = seconds;
@@ -156,11 +158,12 @@ Json to_json(const AttendRequest& request, const AttendResult& result) {
 
 void print_pass(std::FILE* stream, const char* name, const PassResult& pass) {
   const double gflops = pass.seconds > 0 ? pass.plan.flops / pass.seconds * 1e-9 : 0;
+  const auto words = [&](int64_t Traffic::* bytes) {
+    return pass.traffic ? bytes_words(static_cast<double>((*pass.traffic).*bytes)) : "-";
+  };
   fmt::print(stream, "{:<8} {:>12} {:>14.1f} {:>12} {:>12}   {} x {}\n", name,
-             seconds_words(pass.seconds), gflops,
-             bytes_words(static_cast<double>(pass.traffic.bytes_read)),
-             bytes_words(static_cast<double>(pass.traffic.bytes_written)), pass.plan.tile_m,
-             pass.plan.tile_n);
+             seconds_words(pass.seconds), gflops, words(&Traffic::bytes_read),
+             words(&Traffic::bytes_written), pass.plan.tile_m, pass.plan.tile_n);
 }
 
 void print_passes(std::FILE* stream, const AttendResult& result) {

@@ -48,7 +48,7 @@ void compute(PassResult& pass, ExecutionContext context, const char* label, std:
              Call&& function) {
   ProgressBar bar(progress, label);
   bar.watch(context);
-  context.traffic = &pass.traffic;
+  context.traffic = &pass.traffic.emplace();
   const auto start = std::chrono::steady_clock::now();
   const Status status = function(context);
   pass.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

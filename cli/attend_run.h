@@ -17,7 +17,7 @@ struct PassResult {
   Plan plan;
   Problem problem;  // shapes; its pointers are those of the call
   double seconds = 0;
-  Traffic traffic;
+  std::optional<Traffic> traffic;  // not counted on a GPU
 };
 
 struct Judged {

@@ -39,8 +39,9 @@ Json shape_facts(const Problem& problem, Layout layout) {
   return facts;
 }
 
-Json traffic_facts(const Traffic& traffic) {
-  return {{"bytes_read", traffic.bytes_read}, {"bytes_written", traffic.bytes_written}};
+Json traffic_facts(const std::optional<Traffic>& traffic) {
+  if (!traffic) return {{"bytes_read", nullptr}, {"bytes_written", nullptr}};
+  return {{"bytes_read", traffic->bytes_read}, {"bytes_written", traffic->bytes_written}};
 }
 
 Json plan_facts(const Plan& plan) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 
 #include "attentile/attention.h"
@@ -20,7 +21,8 @@ bool is_causal(const Problem& problem);
 Json shape_facts(const Problem& problem, Layout layout);
 // algorithm, isa, threads, kernel, tiles, workspace, flops, notes.
 Json plan_facts(const Plan& plan);
-Json traffic_facts(const Traffic& traffic);
+// Null where nothing was counted, as on a GPU.
+Json traffic_facts(const std::optional<Traffic>& traffic);
 
 // "float16, batch 1, 1024 x 1024, 9/3 heads, head_dim 64, causal"
 std::string shape_words(const Problem& problem);

@@ -20,6 +20,7 @@ TEST_F(DeviceTest, AttendVerifiesTheEmulatedKernel) {
       "attend --random 2,40,70,4,2,64 --dtype bf16 --causal --device emulator --verify --json "
       "--out {dir}/out.safetensors");
   EXPECT_EQ(facts["device"], "emulator");
+  EXPECT_TRUE(facts["bytes_read"].is_null());  // not counted there
   EXPECT_EQ(facts["verified"], true) << facts;
   const std::string kernel = facts["forward"]["kernel"];
   EXPECT_EQ(kernel.rfind("Forward<BFloat16, 64", 0), 0u) << kernel;
