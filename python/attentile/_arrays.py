@@ -249,7 +249,9 @@ class _Described(NamedTuple):
 
 
 def _described(name: str, given: Any, dtype: str | None, device: str | None) -> _Described:
-    """Of an array, or of a shape."""
+    """Of an array, a shape, or a pair of dtype name and shape."""
+    if isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], str):
+        return _Described(given[0], tuple(given[1]), device or "cpu")
     if isinstance(given, (tuple, list)):
         return _Described(dtype or "float32", tuple(given), device or "cpu")
     shape = _shape(name, given)
@@ -287,8 +289,8 @@ def plan(
     if backward:
         bias, sink = keywords.get("bias"), keywords.get("sink")
         gradients = (out, *described, None,
-                     None if bias is None else _described("bias", bias, None, device),
-                     None if sink is None else _described("sink", sink, None, device))
+                     None if bias is None else _described("bias", bias, None, where),
+                     None if sink is None else _described("sink", sink, None, where))
     return _core.plan((*described, out, lse, None, *optional), gradients, make_options(scalars),
                       num_threads)
 

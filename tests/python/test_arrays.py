@@ -400,6 +400,9 @@ def test_plan(backward: bool) -> None:
     shapes = [x.shape for x in arrays]
     assert attentile.plan(*shapes, backward=backward, causal=True, num_threads=2) == plan
     assert plan["flops"] == plan["visible_pairs"] * 2 * (5 * 16 if backward else 2 * 16)
+    bias = np.zeros((4, 300, 500), np.float32)
+    assert (attentile.plan(*shapes, backward=backward, bias=("float32", bias.shape))
+            == attentile.plan(*arrays, backward=backward, bias=bias))
 
 
 def test_plan_follows_the_terms() -> None:
