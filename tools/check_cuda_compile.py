@@ -5,8 +5,9 @@ and the wrappers of the device layer become the instructions they are named afte
 
     check_cuda_compile.py [--keep FOLDER]
 
-Prints registers and spills of every kernel for sm_80; with ATTENTILE_FULL set for sm_90 too. Exits
-77, which ctest counts as skipped, with a sentence where there is no nvcc.
+Prints registers and spills of every kernel for sm_80; with ATTENTILE_FULL set for sm_90 too. What
+ccache knows is not compiled again. Exits 77, which ctest counts as skipped, with a sentence where
+there is no nvcc.
 """
 
 import argparse
@@ -49,8 +50,8 @@ ONLY_SM90 = ["stmatrix.sync.aligned.m8n8.x1", "stmatrix.sync.aligned.m8n8.x2",
              "stmatrix.sync.aligned.m8n8.x4"]
 
 
-def nvcc(architecture, *arguments):
-    command = ["nvcc", "-std=c++20", f"-arch=sm_{architecture}", "--expt-relaxed-constexpr",
+def nvcc(architecture, *arguments, launcher=()):
+    command = [*launcher, "nvcc", "-std=c++20", f"-arch=sm_{architecture}", "--expt-relaxed-constexpr",
                "-fmad=false", "-Werror", "all-warnings", "-Xcompiler", "-Wall,-Wextra,-Wno-psabi",
                "-I", ROOT / "src", "-I", ROOT / "include", "-I", ROOT / "tests", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
@@ -83,13 +84,13 @@ def readable(name):
 
 
 def compile_kernels(architecture, source, folder, limits):
-    """Compiles one source to a cubin and PTX; (findings, PTX). limits: kernels, registers."""
+    """Compiles one source to an object and PTX; (findings, PTX). limits: kernels, registers."""
     expected, most_registers = limits
     name = f"sm_{architecture} {source.name}"
-    steps = folder / f"{source.stem}_sm{architecture}"
-    steps.mkdir(exist_ok=True)
-    compiled = nvcc(architecture, "-cubin", "-Xptxas", "-v", source, "--keep", "--keep-dir", steps,
-                    "-o", steps.with_suffix(".cubin"))
+    output = folder / f"{source.stem}_sm{architecture}.o"
+    # Uncompressed, PTX lies in the object as text; -c is what ccache keeps.
+    compiled = nvcc(architecture, "-c", "-Xptxas", "-v", "--no-compress", source, "-o", output,
+                    launcher=[ccache] if (ccache := shutil.which("ccache")) else [])
     if compiled.returncode != 0 or "warning" in compiled.stderr:
         return [f"{name}: nvcc failed:\n{compiled.stdout}{compiled.stderr}"], ""
     findings = []
@@ -102,10 +103,10 @@ def compile_kernels(architecture, source, folder, limits):
         if stack or spilled or registers > most_registers:
             findings.append(f"{name}: {readable(kernel)}: {registers} registers, "
                             f"{stack} bytes of stack, {spilled} spilled")
-    ptx = steps.with_suffix(".ptx")
-    shutil.move(steps / f"{source.stem}.ptx", ptx)
-    shutil.rmtree(steps)
-    text = ptx.read_text()
+    code = output.read_bytes()
+    start = code.index(b".version")
+    text = code[start:code.index(b"\0", start)].decode()
+    output.with_suffix(".ptx").write_text(text)
     # Sites and their strings exist on the host only.
     if ".h\"" in text or "call.uni" in text:
         findings.append(f"{name}: a wrapper was not inlined")
@@ -127,7 +128,7 @@ def check(architecture, folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--keep", metavar="FOLDER", help="leave PTX and cubins there")
+    parser.add_argument("--keep", metavar="FOLDER", help="leave PTX and objects there")
     arguments = parser.parse_args()
     if shutil.which("nvcc") is None:
         print("nvcc was not found: the CUDA kernels were not compiled")
