@@ -3,7 +3,9 @@
 // column, lse as if it were not there); every other row keeps its bits. In the backward pass NaN
 // may reach dq of those rows and dk, dv, dbias of the keys they see; nothing else changes.
 #include <cmath>
+#include <map>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "edge/edge.h"
@@ -179,6 +181,17 @@ void expect_nan_rows(const Expectation& e, const Taint& taint, const Results& go
   }
 }
 
+// Of the call without its taint, which is the same for most taints.
+const Results& clean_results(const Expectation& e, const char* shape, const Taint& taint,
+                             const Target& target) {
+  static std::map<std::tuple<std::string, DType, std::string, bool, bool, bool>, Results> known;
+  const auto key = std::make_tuple(std::string(shape), e.c.dtype, name_of(target), e.c.bias.present,
+                                   e.c.dlse, taint.overflow);
+  const auto found = known.find(key);
+  if (found != known.end()) return found->second;
+  return known.emplace(key, run_call(e.c, e.values, target)).first->second;
+}
+
 class VisibleNaN : public ::testing::TestWithParam<int> {};
 
 TEST_P(VisibleNaN, StaysInItsRows) {
@@ -194,7 +207,7 @@ TEST_P(VisibleNaN, StaysInItsRows) {
       for_each_target([&](const Target& target) {
         // The reference computes in float64, where this product is finite.
         if (taint.overflow && target.algorithm == Algorithm::kReference) return;
-        const Results clean = run_call(e.c, e.values, target);
+        const Results& clean = clean_results(e, shape.name, taint, target);
         const Results got = run_call(e.c, bad, target);
         EXPECT_TRUE(
             same_bits(clean, got, [&](const std::string& output, const std::vector<int64_t>& at) {
