@@ -52,7 +52,8 @@ ONLY_SM90 = ["stmatrix.sync.aligned.m8n8.x1", "stmatrix.sync.aligned.m8n8.x2",
 
 def nvcc(architecture, *arguments, launcher=()):
     command = [*launcher, "nvcc", "-std=c++20", f"-arch=sm_{architecture}",
-               "--expt-relaxed-constexpr", "-fmad=false", "-Werror", "all-warnings", "-Xcompiler", "-Wall,-Wextra,-Wno-psabi",
+               "--expt-relaxed-constexpr", "-fmad=false", "-Werror", "all-warnings",
+               "-Xcompiler", "-Wall,-Wextra,-Wno-psabi",
                "-I", ROOT / "src", "-I", ROOT / "include", "-I", ROOT / "tests", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
