@@ -105,6 +105,25 @@ TEST(Numerics, AreAccurate) {
   }
 }
 
+// A lane's sums are of the products as they are, to more digits than a float has.
+TEST(Numerics, SumsOfFloat32KeepWhatTheyRound) {
+  RowSum<float> products, numbers;
+  double of_products = 0, of_numbers = 0;
+  for (int i = 0; i < 200; ++i) {
+    const float weight = static_cast<float>(1.0 / (3 + i)), x = static_cast<float>(std::sin(i));
+    products.add_product(weight, x);
+    numbers.add(x);
+    of_products += static_cast<double>(weight) * static_cast<double>(x);
+    of_numbers += static_cast<double>(x);
+  }
+  products.add_product(0.0f, NAN);  // hidden
+  const auto kept = [](const RowSum<float>& row) {
+    return static_cast<double>(row.sum) + static_cast<double>(row.lost);
+  };
+  EXPECT_NEAR(kept(products), of_products, 1e-12);
+  EXPECT_NEAR(kept(numbers), of_numbers, 1e-12);
+}
+
 void tanh_of_words(const Words& words, SharedAddress) {
   for (uint32_t i = thread_idx(); i < static_cast<uint32_t>(words.argument); i += 32) {
     const float x = std::bit_cast<float>(ld_global(words.in + i));
