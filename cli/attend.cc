@@ -156,24 +156,26 @@ Json to_json(const AttendRequest& request, const AttendResult& result) {
   return json;
 }
 
-void print_pass(std::FILE* stream, const char* name, const PassResult& pass) {
+void print_pass(std::FILE* stream, const char* name, const PassResult& pass, DeviceChoice device) {
   const double gflops = pass.seconds > 0 ? pass.plan.flops / pass.seconds * 1e-9 : 0;
+  // The emulator's time is not a GPU's.
+  const std::string speed = device == DeviceChoice::kEmulator ? "-" : fmt::format("{:.1f}", gflops);
   const auto words = [&](int64_t Traffic::* bytes) {
     return pass.traffic ? bytes_words(static_cast<double>((*pass.traffic).*bytes)) : "-";
   };
-  fmt::print(stream, "{:<8} {:>12} {:>14.1f} {:>12} {:>12}   {} x {}\n", name,
-             seconds_words(pass.seconds), gflops, words(&Traffic::bytes_read),
+  fmt::print(stream, "{:<8} {:>12} {:>14} {:>12} {:>12}   {} x {}\n", name,
+             seconds_words(pass.seconds), speed, words(&Traffic::bytes_read),
              words(&Traffic::bytes_written), pass.plan.tile_m, pass.plan.tile_n);
 }
 
-void print_passes(std::FILE* stream, const AttendResult& result) {
+void print_passes(std::FILE* stream, const AttendResult& result, DeviceChoice device) {
   const Plan& plan = result.backward ? result.backward->plan : result.forward.plan;
   fmt::print(stream, "{}\n{}, workspace {}\n\n", shape_words(result.forward.problem),
              place_words(plan), bytes_words(static_cast<double>(plan.workspace_bytes)));
   fmt::print(stream, "{:<8} {:>12} {:>14} {:>12} {:>12}   {}\n", "pass", "time", "GFLOP/s", "read",
              "written", "tiles");
-  print_pass(stream, "forward", result.forward);
-  if (result.backward) print_pass(stream, "backward", *result.backward);
+  print_pass(stream, "forward", result.forward, device);
+  if (result.backward) print_pass(stream, "backward", *result.backward, device);
 }
 
 void print_verdicts(std::FILE* stream, const std::vector<Judged>& outputs) {
@@ -192,7 +194,7 @@ void print_verdicts(std::FILE* stream, const std::vector<Judged>& outputs) {
 }
 
 void print_text(std::FILE* stream, const AttendRequest& request, const AttendResult& result) {
-  print_passes(stream, result);
+  print_passes(stream, result, request.work.device);
   if (request.work.verify) print_verdicts(stream, result.judged);
   if (request.out) fmt::print(stream, "\nwritten: {}\n", io::printable_path(*request.out));
 }

@@ -18,17 +18,21 @@ void print_heading(std::FILE* out) {
 
 void print_row(std::FILE* out, const BenchResult& result, const Json& record) {
   const Timing& ours = result.timings.front();
+  // An emulator's time is not a device's; a device's peak is not measured here.
+  const bool emulated = result.device == to_string(DeviceChoice::kEmulator);
+  const bool on_cpu = result.device.empty();
+  const std::string speed = emulated ? "-" : fmt::format("{:.1f}", record["gflops"].get<double>());
+  const double share = 100 * record["fraction_of_peak"].get<double>();
   std::string standard = result.skipped;
   std::string ratio = "-";
   if (result.timings.size() > 1) {
     standard = seconds_words(result.timings[1].median_s);
     ratio = fmt::format("{:.2f}x", result.timings[1].median_s / ours.median_s);
   }
-  fmt::print(out, "{:<9}{:<6}{:<36}{:>3}{:>12}{:>10.1f}{:>7.1f}%{:>12}{:>8}\n",
+  fmt::print(out, "{:<9}{:<6}{:<36}{:>3}{:>12}{:>10}{:>8}{:>12}{:>8}\n",
              record["pass"].get<std::string>(), record["dtype"].get<std::string>(),
-             sizes_words(record), result.bench_case.threads, seconds_words(ours.median_s),
-             record["gflops"].get<double>(), 100 * record["fraction_of_peak"].get<double>(),
-             standard, ratio);
+             sizes_words(record), record["threads"].get<int64_t>(), seconds_words(ours.median_s),
+             speed, on_cpu ? fmt::format("{:.1f}%", share) : "-", standard, ratio);
   std::fflush(out);
 }
 

@@ -9,6 +9,7 @@
 #include "cli/numbers.h"
 #include "cpu/traffic.h"
 #include "cuda/kernel_facts.h"
+#include "cuda/make_backward_params.h"
 #include "io/device_call.h"
 #include "validate.h"
 
@@ -18,19 +19,45 @@ namespace {
 // SXM boards: SMs, shared memory of a block; data-sheet peaks.
 const std::vector<Choice<Gpu>> kGpus = {
     {"a100",
-     {"a100", {.num_sms = 108, .shared_bytes_per_block = 163 * 1024}, 80, 312e12, 2.039e12}},
-    {"h200", {"h200", {.num_sms = 132, .shared_bytes_per_block = 227 * 1024}, 90, 989e12, 4.8e12}}};
+     {.name = "a100",
+      .limits = {.num_sms = 108, .shared_bytes_per_block = 163 * 1024},
+      .architecture = 80,
+      .peak_flops = 312e12,
+      .peak_flops_f32 = 19.5e12,
+      .bytes_per_s = 2.039e12}},
+    {"h200",
+     {.name = "h200",
+      .limits = {.num_sms = 132, .shared_bytes_per_block = 227 * 1024},
+      .architecture = 90,
+      .peak_flops = 989e12,
+      .peak_flops_f32 = 67e12,
+      .bytes_per_s = 4.8e12}}};
+
+// Of a bias or mask, (batch, head, query, key); what broadcasts is there once.
+double bytes_of(const Array4& array, const Problem& p) {
+  if (!array.present) return 0;
+  const int64_t extents[4] = {p.batch, p.num_heads_q, p.max_seqlen_q, p.max_seqlen_k};
+  double bytes = static_cast<double>(size_of(array.dtype));
+  for (int axis = 0; axis < 4; ++axis) {
+    if (array.stride[axis] != 0) bytes *= static_cast<double>(extents[axis]);
+  }
+  return bytes;
+}
 
 // Useful flops, and bytes if every tensor crosses device memory once.
-GpuPass least_work(const char* name, const Problem& p) {
+GpuPass least_work(const char* name, const Gpu& gpu, const Problem& p) {
   const double pairs = static_cast<double>(cpu::count_visible_pairs(p));
   const double columns = static_cast<double>(p.head_dim + p.head_dim_v);
   const double rows_q = static_cast<double>(p.total_q) * static_cast<double>(p.num_heads_q);
   const double rows_k = static_cast<double>(p.total_k) * static_cast<double>(p.num_heads_kv);
   const double elements = (p.backward ? 2 : 1) * columns * (rows_q + rows_k);  // and gradients
-  GpuPass pass = {.name = name, .plan = {}};
+  GpuPass pass = {.name = name, .plan = {}, .note = {}};
   pass.flops = 2 * pairs * (p.backward ? columns + columns + p.head_dim : columns);
   pass.bytes = elements * static_cast<double>(size_of(p.dtype)) + 4 * rows_q;
+  for (const Array4* array : {&p.bias, &p.dbias, &p.mask, &p.keep}) {
+    pass.bytes += bytes_of(*array, p);
+  }
+  pass.peak_flops = gpu.peak_flops_of(p.dtype);
   return pass;
 }
 
@@ -83,15 +110,17 @@ std::vector<GpuPass> plan_for_gpu(const Gpu& gpu, const CallTensors& call,
   const Problem forward = take(validate_forward(there.inputs, there.outputs, with, Check::kPlan));
   // Where the lengths are in the index arrays, those here tell how many pairs there are.
   const Problem here = take(validate_forward(call.inputs, call.outputs, options, Check::kPlan));
-  std::vector<GpuPass> passes = {least_work("forward", here)};
+  std::vector<GpuPass> passes = {least_work("forward", gpu, here)};
   passes[0].plan = take(cuda::make_plan(forward, gpu.limits));
   if (!backward) return passes;
   const Problem problem =
       take(validate_backward(there.inputs, there.outputs, there.gradients, with, Check::kPlan));
   passes.push_back(least_work(
-      "backward",
+      "backward", gpu,
       take(validate_backward(call.inputs, call.outputs, call.gradients, options, Check::kPlan))));
   passes[1].plan = take(cuda::make_plan(problem, gpu.limits));
+  const char* why = problem.atomic_dq ? cuda::why_ordered_dq(problem) : nullptr;
+  if (why != nullptr) passes[1].note = std::string("atomic_dq: not used: ") + why;
   return passes;
 }
 
@@ -125,7 +154,7 @@ Json gpu_facts(const Gpu& gpu, const std::vector<GpuPass>& passes) {
                {"num_sms", gpu.limits.num_sms},
                {"shared_bytes_per_block", gpu.limits.shared_bytes_per_block},
                {"architecture", gpu.architecture},
-               {"peak_flops", gpu.peak_flops},
+               {"peak_flops", passes.front().peak_flops},
                {"bytes_per_s", gpu.bytes_per_s}};
   for (const GpuPass& pass : passes) {
     Json launches = Json::array();
@@ -155,71 +184,105 @@ Json gpu_facts(const Gpu& gpu, const std::vector<GpuPass>& passes) {
     json[pass.name] = {{"launches", launches},
                        {"workspace_bytes", pass.plan.workspace_bytes},
                        {"flops", pass.flops},
-                       {"bytes", pass.bytes}};
+                       {"bytes", pass.bytes},
+                       {"note", pass.note}};
   }
   return json;
 }
 
 namespace {
 
+using Row = std::vector<std::string>;
+
+// The first column to the left, the others to the right, as wide as their words.
+void print_table(std::FILE* out, const std::vector<Row>& rows) {
+  std::vector<size_t> widths(rows.front().size(), 0);
+  for (const Row& row : rows) {
+    for (size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
+  }
+  for (const Row& row : rows) {
+    std::string line = fmt::format("  {:<{}}", row[0], widths[0]);
+    for (size_t i = 1; i < row.size(); ++i) line += fmt::format("  {:>{}}", row[i], widths[i]);
+    fmt::print(out, "{}\n", line);
+  }
+}
+
 void print_launches(std::FILE* out, const Gpu& gpu, const GpuPass& pass) {
-  fmt::print(out, "  {:<32}{:>10}{:>8}{:>9}{:>9}{:>11}{:>8}{:>10}{:>8}\n", "kernel", "tile",
-             "blocks", "threads", "shared", "registers", "per SM", "warps/SM", "waves");
+  std::vector<Row> rows = {{"kernel", "tile", "blocks", "threads", "shared", "registers", "per SM",
+                            "warps/SM", "waves"}};
   for (const cuda::LaunchPlan& launch : pass.plan.launches) {
     const auto* facts = cuda::find_kernel_facts(launch.kernel, gpu.architecture);
     const int per_sm = blocks_per_sm(gpu, launch, facts);
     const double at_once = static_cast<double>(per_sm) * gpu.limits.num_sms;
-    fmt::print(out, "  {:<32}{:>10}{:>8}{:>9}{:>9}{:>11}{:>8}{:>10}{:>8.2f}\n", launch.kernel,
-               fmt::format("{} x {}", launch.tile_m, launch.tile_n), launch.blocks, launch.threads,
-               launch.shared_bytes, facts == nullptr ? "-" : fmt::format("{}", facts->registers),
-               per_sm, per_sm * launch.threads / 32, static_cast<double>(launch.blocks) / at_once);
+    rows.push_back({launch.kernel,
+                    launch.tile_n == 0 ? "-" : fmt::format("{} x {}", launch.tile_m, launch.tile_n),
+                    fmt::format("{}", launch.blocks), fmt::format("{}", launch.threads),
+                    fmt::format("{}", launch.shared_bytes),
+                    facts == nullptr ? "-" : fmt::format("{}", facts->registers),
+                    fmt::format("{}", per_sm), fmt::format("{}", per_sm * launch.threads / 32),
+                    fmt::format("{:.2f}", static_cast<double>(launch.blocks) / at_once)});
   }
-  if (pass.plan.launches.empty()) fmt::print(out, "  nothing to do\n");
+  print_table(out, rows);
 }
 
 void print_tiles(std::FILE* out, const Gpu& gpu, const GpuPass& pass) {
-  bool first = true;
+  std::vector<Row> mixes = {{"instructions of a warp, a tile", "mma", "ldmatrix", "copy", "exp",
+                             "float", "memory", "control", "index", "all"}};
+  std::vector<Row> cycles = {{"cycles of an SM, a tile of a block", "tensor", "issue", "shared",
+                              "exp", "float", "index", "bound"}};
   for (const cuda::LaunchPlan& launch : pass.plan.launches) {
     const auto* facts = cuda::find_kernel_facts(launch.kernel, gpu.architecture);
     if (facts == nullptr || facts->tile.mma == 0) continue;
     const cuda::TileInstructions& t = facts->tile;
-    if (first) {
-      fmt::print(out, "  {:<32}{:>6}{:>10}{:>6}{:>6}{:>7}{:>8}{:>9}{:>7}{:>7}\n",
-                 "instructions of a warp, a tile", "mma", "ldmatrix", "copy", "exp", "float",
-                 "memory", "control", "index", "all");
+    mixes.push_back({launch.kernel});
+    for (const int32_t count : {t.mma, t.ldmatrix, t.copy, t.exp, t.arithmetic, t.memory,
+                                t.shuffle + t.control, t.index, t.total()}) {
+      mixes.back().push_back(fmt::format("{}", count));
     }
-    first = false;
-    fmt::print(out, "  {:<32}{:>6}{:>10}{:>6}{:>6}{:>7}{:>8}{:>9}{:>7}{:>7}\n", launch.kernel,
-               t.mma, t.ldmatrix, t.copy, t.exp, t.arithmetic, t.memory, t.shuffle + t.control,
-               t.index, t.total());
+    cycles.push_back({launch.kernel});
     const std::vector<Unit> units = units_of(*facts, launch.threads);
-    std::string cycles;
-    for (const Unit& unit : units) cycles += fmt::format("{} {:.0f}, ", unit.name, unit.cycles);
-    fmt::print(out, "    cycles of an SM, a tile of a block: {}{}\n", cycles,
-               launch.kernel.starts_with("AtomicGradients")
-                   ? "the additions to memory not counted"
-                   : std::string("bound by ") + bound_of(units));
+    for (const Unit& unit : units) cycles.back().push_back(fmt::format("{:.0f}", unit.cycles));
+    cycles.back().emplace_back(launch.kernel.starts_with("AtomicGradients") ? "-"
+                                                                            : bound_of(units));
   }
+  if (mixes.size() == 1) return;
+  fmt::print(out, "\n");
+  print_table(out, mixes);
+  fmt::print(out, "\n");
+  print_table(out, cycles);
+}
+
+void print_pass(std::FILE* out, const Gpu& gpu, const GpuPass& pass) {
+  if (pass.plan.launches.empty()) {
+    fmt::print(out, "\n{}: nothing to do\n", pass.name);
+    return;
+  }
+  const double intensity = pass.flops / pass.bytes;
+  const double ridge = pass.peak_flops / gpu.bytes_per_s;
+  fmt::print(out,
+             "\n{}, workspace {}; {:.0f} flops a byte, at the peaks bound by {} (ridge {:.0f})\n",
+             pass.name, bytes_words(static_cast<double>(pass.plan.workspace_bytes)), intensity,
+             intensity < ridge ? "memory" : "products", ridge);
+  if (!pass.note.empty()) fmt::print(out, "  {}\n", pass.note);
+  print_launches(out, gpu, pass);
+  if (pass.flops > 0) print_tiles(out, gpu, pass);
 }
 
 }  // namespace
 
 void print_gpu(std::FILE* out, const Gpu& gpu, const std::vector<GpuPass>& passes) {
-  fmt::print(out, "{}: {} SMs, {} of shared memory for a block; {:.0f} TFLOP/s, {:.1f} TB/s\n",
+  fmt::print(out, "{}: {} SMs, {} of shared memory for a block; {:.3g} TFLOP/s, {:.1f} TB/s\n",
              gpu.name, gpu.limits.num_sms, bytes_words(gpu.limits.shared_bytes_per_block),
-             gpu.peak_flops / 1e12, gpu.bytes_per_s / 1e12);
-  for (const GpuPass& pass : passes) {
-    const double intensity = pass.flops / pass.bytes;
-    const double ridge = gpu.peak_flops / gpu.bytes_per_s;
-    fmt::print(out, "\n{}, workspace {}; {:.0f} flops a byte, {} by {} (ridge {:.0f})\n", pass.name,
-               bytes_words(static_cast<double>(pass.plan.workspace_bytes)), intensity, "bound",
-               intensity < ridge ? "memory" : "products", ridge);
-    print_launches(out, gpu, pass);
-    print_tiles(out, gpu, pass);
-  }
-  fmt::print(out,
-             "\nregisters and instructions: ptxas and disassembly of nvcc 13.0; cycles: each unit "
-             "alone at its\npeak rate; no figure of time is predicted\n");
+             passes.front().peak_flops / 1e12, gpu.bytes_per_s / 1e12);
+  for (const GpuPass& pass : passes) print_pass(out, gpu, pass);
+  fmt::print(
+      out,
+      "\nTFLOP/s, TB/s: data sheet. Registers, instructions: ptxas and disassembly of nvcc "
+      "13.0. Cycles: each\nunit alone at its peak rate, bound: the largest; what AtomicGradients "
+      "adds in memory is not counted.\n{}No figure of time is predicted.\n",
+      gpu.architecture < 90 ? ""
+                            : "The peak of products is that of wgmma; these kernels' "
+                              "mma.sync may be slower.\n");
 }
 
 }  // namespace attentile::cli

@@ -27,8 +27,13 @@ struct Gpu {
   std::string name;
   cuda::DeviceLimits limits;
   int32_t architecture = 80;
-  double peak_flops = 0;   // of 16-bit products, by the data sheet
-  double bytes_per_s = 0;  // of device memory, likewise
+  double peak_flops = 0;      // of 16-bit products on tensor cores, by the data sheet
+  double peak_flops_f32 = 0;  // of float32, which tensor cores do not compute
+  double bytes_per_s = 0;     // of device memory
+
+  double peak_flops_of(DType dtype) const {
+    return dtype == DType::kFloat32 ? peak_flops_f32 : peak_flops;
+  }
 };
 void declare_gpu(Arguments& arguments);
 std::optional<Gpu> read_gpu(const Arguments& arguments);
@@ -37,8 +42,10 @@ std::optional<Gpu> read_gpu(const Arguments& arguments);
 struct GpuPass {
   const char* name;
   cuda::DevicePlan plan;
-  double flops = 0;  // useful ones
-  double bytes = 0;  // every tensor once
+  double flops = 0;       // useful ones
+  double bytes = 0;       // every tensor once
+  double peak_flops = 0;  // of its dtype
+  std::string note;       // what was asked for and is not done; empty: nothing
 };
 std::vector<GpuPass> plan_for_gpu(const Gpu& gpu, const CallTensors& call,
                                   const AttentionOptions& options, bool backward);

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "cli/numbers.h"
+#include "cuda/backend.h"
 
 namespace attentile::cli {
 
@@ -82,7 +83,9 @@ std::string shape_words(const Problem& problem) {
 
 std::string place_words(const Plan& plan) {
   if (plan.device == Device::kCuda) {
-    return fmt::format("{} on cuda, {}", to_string(plan.algorithm),
+    const Result<const cuda::BackendTable*>& table = cuda::backend();
+    return fmt::format("{} on {}, {}", to_string(plan.algorithm),
+                       table.ok() ? (*table)->name : "cuda",
                        plan.kernel.empty() ? "nothing to do" : plan.kernel);
   }
   return fmt::format("{} on {}, {} thread{}", to_string(plan.algorithm), to_string(plan.isa),

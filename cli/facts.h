@@ -27,7 +27,8 @@ Json traffic_facts(const std::optional<Traffic>& traffic);
 // "float16, batch 1, 1024 x 1024, 9/3 heads, head_dim 64, causal"
 std::string shape_words(const Problem& problem);
 
-// "flash2 on avx2, 2 threads", "flash2 on cuda, Forward<Float16, 64, true>"
+// "flash2 on avx2, 2 threads", "flash2 on cuda, Forward<Float16, 64, true>"; of the
+// emulator "flash2 on emulator, ..."
 std::string place_words(const Plan& plan);
 
 // "1.23 ms"

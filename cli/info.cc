@@ -90,7 +90,7 @@ Json gpu_facts(std::string& why) {
 Json limits() {
   return {"block_table, cache_batch_idx and leftpad_k: forward only",
           "keep mask: not with cu_seqlens",
-          "cuda: f16 and bf16, forward also f32; head_dim 1 to 256; no block_mask, no merge"};
+          "cuda: flash2 alone; f16, bf16 and f32; head_dim 1 to 256; no block_mask, no merge"};
 }
 
 Json measured_facts(int threads, ProgressBar& bar) {

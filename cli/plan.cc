@@ -45,8 +45,11 @@ PlanRequest read_request(const Arguments& arguments) {
         "--shape: {}, expected a shape or a file",
         path == nullptr ? "not given, nor a file" : "given with the file " + in_quotes(*path));
   }
-  request.device = read_device(arguments);
   request.gpu = read_gpu(arguments);
+  if (request.gpu && arguments.find("--device") != nullptr) {
+    wrong_request("--gpu: given with --device, expected one of them");
+  }
+  request.device = read_device(arguments);
   request.backward = arguments.has("--backward");
   request.json = arguments.has("--json");
   request.options = read_options(arguments);
@@ -97,7 +100,9 @@ Planned make_plans(const PlanRequest& request) {
   return planned;
 }
 
+// Null where nothing is counted, on a device.
 Json traffic_table(const Plan& plan) {
+  if (plan.device != Device::kCpu) return nullptr;
   return {{"standard", traffic_facts(plan.traffic_standard)},
           {"flash1", traffic_facts(plan.traffic_flash1)},
           {"flash2", traffic_facts(plan.traffic_flash2)}};

@@ -34,13 +34,22 @@ void declare(Arguments& arguments) {
 
 conformance::Options read_table(const Arguments& arguments) {
   conformance::Options table;
-  if (read_device(arguments) != DeviceChoice::kCpu) {
+  const DeviceChoice device = read_device(arguments);
+  const Isa isa_wanted = read_isa(arguments);
+  const Algorithm algorithm = read_algorithm(arguments);
+  if (device != DeviceChoice::kCpu) {
     table.entries = {conformance::Entry::kDevice};
     table.algorithms = {Algorithm::kFlash2};
     table.isas = {Isa::kAuto};
+    if (isa_wanted != Isa::kAuto) {
+      wrong_request("--isa: {} with --device {}, expected auto: the CPU alone has several",
+                    to_string(isa_wanted), to_string(device));
+    }
+    if (algorithm != Algorithm::kAuto && algorithm != Algorithm::kFlash2) {
+      wrong_request("--algorithm: {} with --device {}, expected auto or flash2",
+                    to_string(algorithm), to_string(device));
+    }
   }
-  const Isa isa_wanted = read_isa(arguments);
-  const Algorithm algorithm = read_algorithm(arguments);
   if (isa_wanted != Isa::kAuto) table.isas = {isa_wanted};
   if (algorithm != Algorithm::kAuto) table.algorithms = {algorithm};
   table.atomic_dq = arguments.has("--atomic-dq");

@@ -31,7 +31,7 @@ TEST_F(DeviceTest, AttendTakesRealDataWithoutAnOutput) {
   const std::string file = ATTENTILE_SOURCE_DIR "/data/minilm-layer2.safetensors";
   const std::string text =
       good("attend " + file + " --device emulator --causal --backward --verify --max-heads 1");
-  EXPECT_NE(text.find("flash2 on cuda, KeyGradients<Float16, 32>"), std::string::npos) << text;
+  EXPECT_NE(text.find("flash2 on emulator, KeyGradients<Float16, 32>"), std::string::npos) << text;
   for (const char* output : {"out ", "lse ", "dq ", "dk ", "dv "}) {
     EXPECT_NE(text.find(std::string("\n") + output), std::string::npos) << text;
   }
@@ -79,10 +79,38 @@ TEST_F(DeviceTest, PlanForAGpuNeedsNone) {
   EXPECT_NE(text.find("Forward<BFloat16, 64, true"), std::string::npos) << text;
 }
 
+// What bounds a call is judged by the peak of its dtype and by all bytes it needs.
+TEST_F(DeviceTest, PlanForAGpuCountsWhatTheCallNeeds) {
+  const Json half = json("plan --shape 1,64,64,1,1,64 --dtype f16 --gpu a100 --json")["gpu"];
+  const Json single = json("plan --shape 1,64,64,1,1,64 --gpu a100 --json")["gpu"];
+  EXPECT_EQ(half["peak_flops"], 312e12);
+  EXPECT_EQ(single["peak_flops"], 19.5e12);
+  EXPECT_EQ(half["forward"]["bytes"], 4 * 64 * 64 * 2 + 64 * 4);
+  const std::string narrow = good("plan --shape 1,64,64,1,1,64 --gpu a100");
+  EXPECT_NE(narrow.find("bound by products (ridge 10)"), std::string::npos) << narrow;
+}
+
+TEST_F(DeviceTest, PlanForAGpuOfNothing) {
+  for (const char* shape : {"0,64,64,1,1,64", "1,64,64,0,0,64"}) {
+    const std::string text = good(std::string("plan --gpu a100 --backward --shape ") + shape);
+    EXPECT_NE(text.find("forward: nothing to do"), std::string::npos) << text;
+    EXPECT_EQ(text.find("nan"), std::string::npos) << text;
+  }
+  const std::string no_keys = good("plan --gpu h200 --dtype f16 --shape 1,64,0,1,1,64");
+  EXPECT_EQ(no_keys.find("instructions of a warp"), std::string::npos) << no_keys;
+}
+
+TEST_F(DeviceTest, PlanForAGpuSaysWhatIsNotDone) {
+  const std::string line = "plan --gpu a100 --shape 1,64,64,1,1,64 --backward --atomic-dq";
+  EXPECT_NE(good(line).find("atomic_dq: not used: q is float32"), std::string::npos);
+  EXPECT_EQ(good(line + " --dtype bf16").find("not used"), std::string::npos);
+}
+
 TEST_F(DeviceTest, BenchTimesTheEmulator) {
   const std::string text =
       good("bench --shape 1,16,16,1,1,32 --dtype f16 --device emulator --min-time 0.001");
   EXPECT_NE(text.find("on emulator"), std::string::npos) << text;
+  EXPECT_EQ(text.find('%'), std::string::npos) << text;  // of no peak
 }
 
 TEST_F(DeviceTest, CudaWithoutABackendIsStatusThree) {
