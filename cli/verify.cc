@@ -164,7 +164,8 @@ Exit verify(const Words& words, const Streams& streams) {
   } else {
     print_text(streams.out, summary);
   }
-  return summary.failed == 0 ? Exit::kDone : Exit::kCheckFailed;
+  // All refused: nothing was verified.
+  return summary.failed == 0 && summary.passed > 0 ? Exit::kDone : Exit::kCheckFailed;
 }
 
 }  // namespace attentile::cli

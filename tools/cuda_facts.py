@@ -6,7 +6,8 @@
     cuda_facts.py [--cubins FOLDER] [PROGRAM]
 
 PROGRAM (build/release/bin/attentile) tells the kernels' tiles. Cubins and ptxas's words are taken
-from FOLDER/{forward,backward}_sm80.{cubin,log} where they are there, else made (minutes).
+from FOLDER/forward_bf16_sm80.{cubin,log} and so on where they are there and younger than every
+source, else made (minutes).
 nvdisasm comes from PyPI into build/venv.
 """
 
@@ -70,7 +71,8 @@ def compiled(source, architecture, folder):
     """(cubin, what ptxas printed)"""
     cubin = folder / f"{source}_sm{architecture}.cubin"
     log = cubin.with_suffix(".log")
-    if not (cubin.exists() and log.exists()):
+    newest = max(path.stat().st_mtime for path in (ROOT / "src/cuda").rglob("*.h"))
+    if not log.exists() or log.stat().st_mtime < newest or not cubin.exists():
         done = check_cuda_compile.nvcc(architecture, "-cubin", "-Xptxas", "-v",
                                        ROOT / f"src/cuda/gpu/{source}.cu", "-o", cubin)
         if done.returncode != 0:

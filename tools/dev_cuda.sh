@@ -2,7 +2,7 @@
 # The steps of ./dev that concern CUDA; read by it.
 
 # nvcc: the one on PATH or of /usr/local/cuda, else NVIDIA's packages from PyPI in
-# build/cuda-toolkit, about 200 MB. Neither needs a GPU or a driver.
+# build/cuda-toolkit, about 270 MB. Neither needs a GPU or a driver.
 cuda_toolkit=build/cuda-toolkit
 cuda_packages=(nvidia-cuda-nvcc nvidia-cuda-runtime nvidia-cuda-crt nvidia-nvvm nvidia-cuda-cccl)
 cuda_version=13.0

@@ -221,7 +221,7 @@ struct Plan {
   std::string kernel;  // on a GPU: the one that holds the products; empty if there is nothing to do
   bool backward = false;
   Algorithm algorithm = Algorithm::kAuto;  // the one that runs, never kAuto
-  Isa isa = Isa::kAuto;                    // likewise
+  Isa isa = Isa::kAuto;                    // likewise; on a GPU kAuto
   int threads = 1;
   int64_t tile_m = 0;  // queries of a forward task; one panel in the backward pass and for flash1
   int64_t tile_n = 0;  // keys of a tile
@@ -234,7 +234,8 @@ struct Plan {
   double flops = 0;  // 2 (d + dv), backward 2 (3d + 2dv), per visible pair
   // What the tile loads and stores of a forward call would count with these threads and this
   // fast_memory_bytes. Exact unless a visible value is NaN or infinite; a block pattern counts as
-  // all visible where its data is null or walking it would take more than 2^24 steps. Saturates.
+  // all visible where its data is null or walking it would take more than 2^24 steps. Saturates. 0
+  // on a GPU, where nothing is counted.
   Traffic traffic_standard;
   Traffic traffic_flash1;
   Traffic traffic_flash2;

@@ -219,7 +219,7 @@ typedef struct attentile_plan_info {
   size_t struct_size;
   int32_t backward;  /* 0 or 1 */
   int32_t algorithm; /* attentile_algorithm, never AUTO */
-  int32_t isa;       /* attentile_isa, never AUTO */
+  int32_t isa;       /* attentile_isa, never AUTO; on a GPU AUTO */
   int32_t threads;
   int64_t tile_m; /* queries of a tile */
   int64_t tile_n; /* keys of a tile */
@@ -228,7 +228,8 @@ typedef struct attentile_plan_info {
   int64_t fast_memory_bytes;
   int64_t visible_pairs; /* (query, key) pairs of the band and lengths, over all query heads */
   double flops;
-  int64_t standard_bytes_read; /* bytes moved by each algorithm at fast_memory_bytes, forward */
+  int64_t standard_bytes_read; /* bytes moved by each algorithm at fast_memory_bytes, forward; 0 on
+                                  a GPU */
   int64_t standard_bytes_written;
   int64_t flash1_bytes_read;
   int64_t flash1_bytes_written;

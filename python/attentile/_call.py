@@ -116,8 +116,11 @@ def lse_shape(q_shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
 
 def keys_of(k_shape: tuple[int, ...], keywords: Any) -> int:
     """seqlen_k of a call: the columns of its keep decisions."""
-    if keywords.get("block_table") is not None:
-        lengths = keywords.get("seqused_k")
-        return int(lengths.max()) if getattr(lengths, "shape", (0,))[0] else 0
     rows = 2 if keywords.get("layout") == "bhsd" else 1
+    table = keywords.get("block_table")
+    if table is not None:
+        lengths = keywords.get("seqused_k")
+        if getattr(table, "is_cuda", False):  # what it holds is not looked at
+            return keywords.get("max_seqlen_k") or table.shape[1] * k_shape[rows]
+        return int(lengths.max()) if getattr(lengths, "shape", (0,))[0] else 0
     return k_shape[rows] if len(k_shape) > rows else 0

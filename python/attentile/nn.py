@@ -109,7 +109,8 @@ class FlashAttention(nn.Module):
                 included, reaches nothing.
             causal: token i sees tokens 0 to i.
             cu_seqlens: int32 [batch + 1], where each sequence of a packed qkv starts, and total.
-            max_s: length of the longest sequence; not needed here, where cu_seqlens tells it.
+            max_s: length of the longest sequence. On a GPU it saves work; on a CPU cu_seqlens
+                tells it.
             need_weights: must be False.
 
         Returns: out, [batch, seqlen, num_heads, head_dim] or [total, num_heads, head_dim] in qkv's
@@ -123,9 +124,12 @@ class FlashAttention(nn.Module):
         q, k, v = qkv.unbind(-3)
         dropout_p = self.dropout_p if self.training else 0.0
         if key_padding_mask is None:
+            longest = {}
+            if max_s is not None and cu_seqlens is not None and qkv.is_cuda:
+                longest = {"max_seqlen_q": max_s, "max_seqlen_k": max_s}
             return attention(q, k, v, causal=causal, softmax_scale=self.softmax_scale,
                              dropout_p=dropout_p, cu_seqlens_q=cu_seqlens,
-                             cu_seqlens_k=cu_seqlens), None
+                             cu_seqlens_k=cu_seqlens, **longest), None
         _check_padding(key_padding_mask, qkv, cu_seqlens is not None)
         # Padding is masked where it stands. A padded query would still see keys: it is cleared
         # before, so that its NaN reaches no dk and dv, and its row of out after.

@@ -277,6 +277,8 @@ nb::dict plan(nb::tuple tensors, nb::object gradients, const Options& options,
   if (!gradients.is_none()) {
     read_group(gradients, true, kGradientSlots, options.heads_second, grads, memory);
   }
+  const DeviceGuard guard(memory.device());
+  if (!guard.status().ok()) raise(guard.status());
   const Result<Plan> planned =
       gradients.is_none()
           ? plan_forward(call.inputs, call.outputs, options.attention, context)

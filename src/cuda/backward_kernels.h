@@ -20,8 +20,7 @@ inline int64_t query_blocks(const ForwardParams& p, int tile_m) {
   return ceil_div(p.max_seqlen_q, tile_m) * p.num_heads_q * p.batch;
 }
 inline int64_t key_blocks(const ForwardParams& p, int tile_n) {
-  if (p.num_heads_q == 0) return 0;
-  return key_tiles(p, tile_n) * (p.num_heads_q / p.group_size) * p.batch;
+  return key_tiles(p, tile_n) * p.num_heads_kv * p.batch;
 }
 inline int64_t bias_blocks(const BackwardParams& p, int tile_m, int tile_n) {
   if (p.dbias.data == nullptr) return 0;

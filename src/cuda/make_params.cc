@@ -112,17 +112,22 @@ Status check_forward(const Problem& p, const DeviceLimits& limits) {
                        " bytes of shared memory, but the CUDA kernels need " +
                        std::to_string(kSharedBytes));
   }
-  if (packs_all(p, limits) && p.max_seqlen_q > kMostRows / max64(p.group_size, 1)) {
-    return unsupported("q: seqlen_q is " + std::to_string(p.max_seqlen_q) + " with " +
-                       std::to_string(p.group_size) +
-                       " heads a group, together beyond 2^31 - 1024");
-  }
   if (p.block_mask.present) {
     return unsupported("block_mask: is given, but the CUDA kernels have no block patterns");
   }
-  if (std::max({p.max_seqlen_q, p.max_seqlen_k, p.page_size, p.batch, p.batch_k, p.num_heads_q}) >
-      kMostRows) {
+  if (std::max({p.max_seqlen_q, p.max_seqlen_k, p.page_size, p.batch, p.batch_k, p.num_heads_q,
+                p.num_heads_kv}) > kMostRows) {
     return unsupported("q, k: a dimension is beyond 2^31 - 1024, what the CUDA kernels take");
+  }
+  if ((p.cu_seqlens_q.data != nullptr && p.total_q > kMostRows) ||
+      (p.cu_seqlens_k.data != nullptr && p.total_k > kMostRows)) {
+    return unsupported("q, k: more packed rows than 2^31 - 1024, what the CUDA kernels take");
+  }
+  const int64_t together = most_packed_queries(make_forward_params(p, limits));
+  if (together > kMostRows / max64(p.group_size, 1)) {
+    return unsupported("q: " + std::to_string(together) + " queries and " +
+                       std::to_string(p.group_size) +
+                       " heads a group, together beyond 2^31 - 1024");
   }
   if (most_blocks(p, limits) > kMostBlocks) {
     return unsupported("q, k: the CUDA kernels would take more than 2^31 - 1 blocks");
@@ -134,6 +139,7 @@ ForwardParams make_forward_params(const Problem& p, const DeviceLimits& limits) 
   ForwardParams params;
   params.batch = static_cast<int32_t>(p.batch);
   params.num_heads_q = static_cast<int32_t>(p.num_heads_q);
+  params.num_heads_kv = static_cast<int32_t>(p.num_heads_kv);
   params.group_size = static_cast<int32_t>(max64(p.group_size, 1));  // 0 without heads
   params.head_dim = static_cast<int32_t>(p.head_dim);
   params.head_dim_v = static_cast<int32_t>(p.head_dim_v);

@@ -41,7 +41,8 @@ struct ScoreParams {
 struct ForwardParams {
   int32_t batch = 0;
   int32_t num_heads_q = 0;
-  int32_t group_size = 0;  // query heads per KV head
+  int32_t num_heads_kv = 0;
+  int32_t group_size = 0;  // query heads per KV head; 1 where there are none
   int32_t head_dim = 0;
   int32_t head_dim_v = 0;
   int32_t max_seqlen_q = 0;

@@ -46,7 +46,8 @@ conformance::EntryResult run_both_passes(const conformance::Case& c,
   const emulator::Options device = {.schedule = kSchedules[layout_seed / 2 % 4],
                                     .completion = kCompletions[layout_seed / 8 % 3],
                                     .block_order = kBlockOrders[layout_seed / 32 % 4],
-                                    .seed = layout_seed};
+                                    .seed = layout_seed,
+                                    .ex2_ulps = ex2_ulps_of(layout_seed)};
   conformance::EntryResult result;
   AttentionOptions options = options_of(c);
   options.atomic_dq = cell.atomic_dq;

@@ -21,8 +21,8 @@ Status emulate_backward(const CallViews& call, const AttentionOptions& options,
                         const emulator::Options& device_options,
                         emulator::Report* report = nullptr);
 
-// The forward pass of a cell and, where the case has one, its backward pass; schedule, completion
-// and order of blocks differ from cell to cell.
+// The forward pass of a cell and, where the case has one, its backward pass; schedule, completion,
+// order of blocks and the error of ex2 differ from cell to cell.
 conformance::EntryResult run_both_passes(const conformance::Case& c,
                                          const conformance::Oracle& oracle,
                                          const conformance::Cell& cell, uint64_t layout_seed);

@@ -264,6 +264,18 @@ TEST(Backward, WhatNobodySeesHasNoEffectAndNoGradient) {
   }
 }
 
+// No query heads, whose keys and values have gradients all the same.
+TEST(Backward, WithoutQueryHeadsIsZero) {
+  for (const DType dtype : {DType::kBFloat16, DType::kFloat32}) {
+    Case c = causal_case();
+    c.dtype = dtype;
+    c.num_heads_q = 0;
+    c.dlse = c.sink = c.dsink = false;
+    const Results got = run(c, make_values(c)).results;
+    EXPECT_TRUE(all_zero(got.dk) && all_zero(got.dv));
+  }
+}
+
 TEST(Backward, NothingToSumIsZero) {
   for (const bool no_keys : {false, true}) {
     Case c = causal_case();

@@ -83,6 +83,11 @@ void packed(ForwardParams& params) {
   params.all_packed = true;
 }
 
+int ex2_ulps_of(uint64_t layout_seed) {
+  constexpr int kUlps[] = {0, 2, -2};
+  return kUlps[layout_seed % 3];
+}
+
 conformance::EntryResult run_emulator(const conformance::Case& c, const conformance::Oracle& oracle,
                                       const conformance::Cell&, uint64_t layout_seed) {
   using conformance::Placement;
@@ -91,7 +96,8 @@ conformance::EntryResult run_emulator(const conformance::Case& c, const conforma
   const emulator::Options device = {.schedule = kSchedules[layout_seed / 2 % 4],
                                     .completion = kCompletions[layout_seed / 8 % 3],
                                     .block_order = kBlockOrders[layout_seed / 32 % 4],
-                                    .seed = layout_seed};
+                                    .seed = layout_seed,
+                                    .ex2_ulps = ex2_ulps_of(layout_seed)};
   conformance::EntryResult result;
   const ChangeParams changes[] = {{}, split_by(64), one_head, packed};
   const ChangeParams& change = changes[layout_seed / 128 % 4];

@@ -33,8 +33,11 @@ ChangeParams split_by(int32_t keys);
 void one_head(ForwardParams& params);
 void packed(ForwardParams& params);
 
-// The forward pass of a cell; schedule, completion, order of blocks, and kernels and splits where
-// there is a choice, differ from cell to cell.
+// How far ex2.approx is off in a cell: not at all, or as far as PTX allows.
+int ex2_ulps_of(uint64_t layout_seed);
+
+// The forward pass of a cell; schedule, completion, order of blocks, the error of ex2, and
+// kernels and splits where there is a choice, differ from cell to cell.
 conformance::EntryResult run_emulator(const conformance::Case& c, const conformance::Oracle& oracle,
                                       const conformance::Cell& cell, uint64_t layout_seed);
 

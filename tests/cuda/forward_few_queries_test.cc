@@ -129,7 +129,7 @@ TEST(FewQueries, ThePlanSplitsLongKeys) {
   EXPECT_FALSE(same_bits(planned.results, run(c, values, split_by(1024)).results));
 }
 
-TEST(FewQueries, BitsOfSplitsDependOnNeitherScheduleNorLayoutNorBatch) {
+TEST(FewQueries, BitsOfSplitsDependOnNeitherScheduleNorLayout) {
   Case c = rich_case(40, 2, 3);
   c.batch = 2;
   const Values values = make_values(c);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The conformance table through the emulated forward kernel, against the float64 oracle: 800
+// The conformance table through the emulated forward kernel, against the float64 oracle: 746
 // cells of generated cases besides the hand-written ones, or as many as ATTENTILE_CELLS says, or
 // the one that ATTENTILE_FILTER names.
 #include <gtest/gtest.h>
@@ -28,8 +28,11 @@ Summary run_table(const std::string& filter, int64_t cells) {
   return conformance::run(options);
 }
 
-void report(const Summary& summary) {
+// `least` cells at least were not refused.
+void report(const Summary& summary, int64_t least = 0) {
   ASSERT_TRUE(summary.status.ok()) << summary.status.message();
+  ASSERT_GT(summary.cells, 0);
+  EXPECT_GE(summary.passed, least);
   for (const conformance::Failure& failure : summary.failures) {
     ADD_FAILURE() << failure.cell << "\n  " << failure.what << "\n  " << failure.command;
   }
@@ -58,17 +61,17 @@ int64_t cells_wanted() {
 TEST(ForwardTable, BFloat16) {
   conformance::install_crash_report();
   if (const char* filter = std::getenv("ATTENTILE_FILTER")) return report(run_table(filter, 1));
-  report(run_table("dtype=bf16", cells_wanted()));
+  report(run_table("dtype=bf16", cells_wanted()), cells_wanted() / 2);
 }
 
 TEST(ForwardTable, Float32) {
   if (std::getenv("ATTENTILE_FILTER") != nullptr) GTEST_SKIP() << "the other test runs the cell";
-  report(run_table("dtype=f32", cells_wanted() / 3));
+  report(run_table("dtype=f32", cells_wanted() / 3), cells_wanted() / 6);
 }
 
 TEST(ForwardTable, Float16) {
   if (std::getenv("ATTENTILE_FILTER") != nullptr) GTEST_SKIP() << "the other test runs the cell";
-  report(run_table("dtype=f16", cells_wanted()));
+  report(run_table("dtype=f16", cells_wanted()), cells_wanted() / 2);
 }
 
 }  // namespace

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import attentile
 from attentile import _core
-from attentile._call import make_options
+from attentile._call import keys_of, make_options
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 EMULATED = ROOT / "build/release/libattentile_cuda_emulated.so"
@@ -54,6 +54,22 @@ def test_without_a_backend_the_library_says_what_it_tried() -> None:
     assert error_of("run()") == (
         "UnsupportedError device: is cuda, but the CUDA backend was not found; tried "
         "/nowhere/none.so; ATTENTILE_CUDA_LIBRARY can name the file [(2, 0)]\n")
+
+
+class _OnGpu:
+    """Index arrays of a GPU, which nobody reads."""
+
+    is_cuda = True
+
+    def __init__(self, *shape: int) -> None:
+        self.shape = shape
+
+
+def test_keep_of_pages_on_a_gpu_has_a_column_for_each_key_there_may_be() -> None:
+    call: dict[str, Any] = {"block_table": _OnGpu(2, 4), "seqused_k": _OnGpu(2)}
+    assert keys_of((9, 8, 1, 64), call) == 32
+    assert keys_of((9, 1, 8, 64), {**call, "layout": "bhsd"}) == 32
+    assert keys_of((9, 8, 1, 64), {**call, "max_seqlen_k": 20}) == 20
 
 
 def test_tensors_of_two_devices_are_refused() -> None:

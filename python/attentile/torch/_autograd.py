@@ -344,6 +344,7 @@ def _keep(q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
     with torch.no_grad():
         lse = _ops.new_lse(q, call.layout)
         keys = keys_of(k.shape, {"layout": call.layout,
+                                 "max_seqlen_k": call.scalars.get("max_seqlen_k"),
                                  **dict(zip(TENSORS, call.optional, strict=False))})
         keep = q.new_empty((*lse.shape, keys), dtype=torch.uint8)
         _core.forward((q.detach(), k.detach(), v.detach(), _ops.new_out(q, v), lse, keep,

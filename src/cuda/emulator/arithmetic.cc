@@ -13,6 +13,14 @@ namespace {
 
 constexpr float kNan = std::bit_cast<float>(0x7FFFFFFFu);
 
+// `ulps` numbers further up; what is exact stays.
+float moved(float y, float x, int ulps) {
+  if (x == std::floor(x) || !std::isnormal(y)) return y;
+  for (; ulps > 0; --ulps) y = std::nextafter(y, INFINITY);
+  for (; ulps < 0; ++ulps) y = std::nextafter(y, 0.0f);
+  return y;
+}
+
 float canonical(float x) {
   return std::isnan(x) ? kNan : x;
 }
@@ -37,7 +45,8 @@ float ex2_approx(float x, Site site) {
   const SiteId line = self.machine->site_id(site);
   self.machine->count_instruction(self, line);
   ++self.machine->counters(line).ex2;
-  return canonical(flush(static_cast<float>(std::exp2(static_cast<double>(flush(x))))));
+  const float exact = static_cast<float>(std::exp2(static_cast<double>(flush(x))));
+  return canonical(flush(moved(exact, x, self.machine->options.ex2_ulps)));
 }
 float lg2_approx(float x, Site) {
   return canonical(static_cast<float>(std::log2(static_cast<double>(flush(x)))));

@@ -39,6 +39,7 @@ struct Options {
   MmaModel mma = MmaModel::kFloat32;
   uint64_t seed = 1;
   int arch = 80;
+  int ex2_ulps = 0;  // that ex2.approx is off, up; 2 is what PTX allows, and none for integers
   int resident_blocks = 2;  // that run interleaved
   // Strict: only bar.warp.sync and barriers order the lanes of a warp, and bar_sync() is one line.
   bool strict = true;

@@ -2,6 +2,7 @@
 #include "cuda/emulator/machine.h"
 
 #include <algorithm>
+#include <new>
 #include <numeric>
 #include <utility>
 
@@ -55,7 +56,7 @@ Report Machine::run(const LaunchShape& given, Entry entry, const void* params) {
     warps_.clear();
     for (size_t i = 0; i < resident; ++i) {
       Block& block = *slots_[i];
-      if (block.live == 0 && admitted_ < order_.size() && !admit(block)) return report_;
+      if (block.live == 0 && admitted_ < order_.size()) admit(block);
       if (block.live == 0) continue;
       for (Warp& warp : block.warps) warps_.push_back(&warp);
     }
@@ -72,7 +73,7 @@ Report Machine::run(const LaunchShape& given, Entry entry, const void* params) {
   return std::move(report_);
 }
 
-bool Machine::admit(Block& block) {
+void Machine::admit(Block& block) {
   const uint32_t num_warps = shape.threads / kWarpSize;
   block.number = order_[admitted_++];
   block.idx = {block.number % shape.grid.x, block.number / shape.grid.x % shape.grid.y,
@@ -106,11 +107,10 @@ bool Machine::admit(Block& block) {
       thread.groups.clear();
       thread.accesses.clear();
       thread.polling = 0;
-      if (!prepare(thread.fiber, options.stack_bytes, thread.idx)) return false;
+      if (!prepare(thread.fiber, options.stack_bytes, thread.idx)) throw std::bad_alloc();
       set_entry(thread.fiber, &Machine::thread_main, &thread);
     }
   }
-  return true;
 }
 
 void Machine::thread_main(void* argument) {

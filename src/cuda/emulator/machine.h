@@ -211,7 +211,7 @@ class Machine {
 
   static void thread_main(void* argument);
   void exit_thread(Thread& self);
-  bool admit(Block& block);
+  void admit(Block& block);  // std::bad_alloc without memory for its stacks
   void switch_away(Thread& self, bool leave_warp);
   Thread* pick(Warp* preferred);
   Warp* choose_warp(const Warp* than);

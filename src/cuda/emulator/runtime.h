@@ -5,6 +5,8 @@
 
 #include <exception>
 #include <mutex>
+#include <new>
+#include <string>
 
 #include "cuda/emulator/device.h"
 #include "cuda/library.h"
@@ -44,8 +46,10 @@ struct Runtime {
     try {
       const std::lock_guard<std::mutex> lock(mutex());
       return tell(body(), sentence);
+    } catch (const std::bad_alloc&) {
+      return tell({StatusCode::kOutOfMemory, "memory: ran out on the emulated GPU"}, sentence);
     } catch (const std::exception& error) {
-      return tell({StatusCode::kOutOfMemory, error.what()}, sentence);
+      return tell({StatusCode::kInternal, std::string("emulator: ") + error.what()}, sentence);
     }
   }
 };

@@ -81,7 +81,7 @@ struct Combine {
                                   : fma_rn(weight, part.value[e], o.value[e]);
         }
       }
-      const RowEnd end = close_row(p, row_max, row_sum, sink);
+      const RowEnd end = close_row<T>(p, row_max, row_sum, sink);
       const T* to = element<T>(p.out, first_dimension, q_row, task.h) + column * p.out.stride[3];
       ATTENTILE_UNROLL
       for (int e = 0; e < 4; ++e) {

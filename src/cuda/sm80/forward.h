@@ -339,7 +339,7 @@ struct Forward {
     const int32_t head = head_of(p, task, row);
     const float sink =
         p.sink.data != nullptr ? ld_global_nc(element<float>(p.sink, head, 0, 0)) : -kInfinity;
-    const RowEnd end = close_row(p, rows.row_max[m][half], rows.row_sum[m][half], sink);
+    const RowEnd end = close_row<T>(p, rows.row_max[m][half], rows.row_sum[m][half], sink);
     if (p.lse.data != nullptr && lane_idx() % 4 == 0 && row < task.q_end) {
       const float* to = element<float>(p.lse, first_dimension(p, task), head,
                                        task.row_q + query_of(p, task, row));

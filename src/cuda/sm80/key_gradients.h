@@ -39,7 +39,7 @@ inline constexpr int64_t key_tiles(const ForwardParams& p, int tile_n) {
 template <int kTileN>
 ATTENTILE_DEVICE KeyTask find_key_task(const ForwardParams& p) {
   const uint32_t tiles = static_cast<uint32_t>(key_tiles(p, kTileN));
-  const uint32_t num_heads_kv = static_cast<uint32_t>(p.num_heads_q / p.group_size);
+  const uint32_t num_heads_kv = static_cast<uint32_t>(p.num_heads_kv);
   const uint32_t head = block_idx().x / tiles;
   KeyTask task;
   BlockTask& tile = task.tile;
@@ -47,7 +47,7 @@ ATTENTILE_DEVICE KeyTask find_key_task(const ForwardParams& p) {
   tile.kv_h = static_cast<int32_t>(head % num_heads_kv);
   tile.b = static_cast<int32_t>(head / num_heads_kv);
   tile.h = tile.kv_h * p.group_size;
-  const RowRange queries = query_rows(p, tile.b);
+  const RowRange queries = p.num_heads_q == 0 ? RowRange{} : query_rows(p, tile.b);
   RowRange given = {0, p.max_seqlen_k};
   if (p.cu_seqlens_k.data != nullptr) {
     given = packed_rows(p.cu_seqlens_k, tile.b, p.total_k, p.max_seqlen_k);

@@ -133,7 +133,15 @@ struct RowEnd {
   float lse;
 };
 
+// e^-below; of float32 to its own accuracy, since a share scales a whole row.
+template <class T>
+ATTENTILE_DEVICE float share_of(float below) {
+  if constexpr (kIsFloat32<T>) return exp_minus(below, 0.0f);
+  return ex2_approx(mul_rn(below, -kLog2E));
+}
+
 // sink: one more logit, without a value; -inf where there is none. row_sum is the whole row's.
+template <class T>
 ATTENTILE_DEVICE RowEnd close_row(const ForwardParams& p, float row_max, float row_sum,
                                   float sink) {
   const bool dead = row_sum == 0.0f;
@@ -146,8 +154,8 @@ ATTENTILE_DEVICE RowEnd close_row(const ForwardParams& p, float row_max, float r
   const float logit =
       dead ? -kInfinity : fma_rn(row_max, p.score.value_hi, mul_rn(row_max, p.score.value_lo));
   const float top = logit > sink ? logit : sink;
-  const float share = ex2_approx(mul_rn(add_rn(logit, -top), kLog2E));
-  const float sink_weight = ex2_approx(mul_rn(add_rn(sink, -top), kLog2E));
+  const float share = share_of<T>(add_rn(top, -logit));
+  const float sink_weight = share_of<T>(add_rn(top, -sink));
   const float total = add_rn(dead ? 0.0f : mul_rn(row_sum, share), sink_weight);
   return {dead, mul_rn(share, mul_rn(p.kept_scale, reciprocal(total))), add_rn(top, log_rn(total))};
 }
