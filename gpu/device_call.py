@@ -20,7 +20,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent / "bench/workers")]
 import c_api  # noqa: E402
 
 if TYPE_CHECKING:
-    from race import Shape
+    from shapes import Shape
 
 _DTYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 _CUDA = 1  # attentile_device
@@ -65,6 +65,13 @@ class Memory:
         buffer = (ctypes.c_char * size).from_address(address.value or 0)
         return torch.frombuffer(buffer, dtype=dtype, count=count).view(shape)
 
+    def sets_of(self, size: int) -> int:
+        """How many sets of buffers of that size, used by turns, are no matter of the L2 cache."""
+        if self.rehearse:
+            return 2
+        cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
+        return max(1, math.ceil(2 * cache / size))
+
     def stream(self) -> int | None:
         return None if self.rehearse else torch.cuda.current_stream().cuda_stream
 
@@ -77,7 +84,9 @@ class Call:
     """The tensors of a shape, [batch, seqlen, heads, head_dim] in memory of (batch, heads, seqlen,
     head_dim), and the structs that point at them."""
 
-    def __init__(self, memory: Memory, shape: Shape, atomic_dq: bool = False) -> None:
+    def __init__(self, memory: Memory, shape: Shape, atomic_dq: bool = False,
+                 like: Call | None = None) -> None:
+        """like: a call of that shape, whose inputs this one has."""
         self.memory = memory
         self.shape = shape
         self.atomic_dq = atomic_dq
@@ -88,6 +97,9 @@ class Call:
             names += ["dout", "dq", "dk", "dv"]
         for name in names:
             self.add_rows(name)
+        for name in ("q", "k", "v", "dout") if like is not None else ():
+            if name in self.tensors:
+                self.tensors[name].copy_(like.tensors[name])
         self.lse = memory.empty((shape.batch, shape.heads_q, shape.seqlen_q), torch.float32)
         self.views["lse"] = self.view(self.lse)
 
@@ -118,25 +130,37 @@ class Call:
 
     def prepare(self) -> None:
         """Runs once; RuntimeError with the library's sentence where it refuses."""
+        self.arrange()
+        self.run()
+        if self.shape.backward:
+            self.turn_backward()
+            self.run()
+        if not self.memory.rehearse:
+            torch.cuda.synchronize()
+
+    def arrange(self) -> None:
+        """Structs and workspace of the forward pass; starts nothing."""
         library, byref = self.memory.library, ctypes.byref
         inputs, outputs = self.struct(c_api.Inputs), self.struct(c_api.Outputs)
         options = c_api.Options(causal=self.shape.causal, window_left=-1, window_right=-1,
                                 atomic_dq=self.atomic_dq)
         context = c_api.Context(stream=self.memory.stream())
         gradients = self.struct(c_api.Gradients) if self.shape.backward else None
-        self.kept = (inputs, outputs, options, context, gradients)
-        self.forward = (library.attentile_attention_forward, byref(inputs), byref(outputs),
-                        byref(options), byref(context))
+        self.kept = (inputs, outputs, gradients, options, context)
         self.give_workspace(None)
-        self.start(self.forward)
-        if gradients is not None:
-            self.give_workspace(gradients)
-            self.start((library.attentile_attention_backward, byref(inputs), byref(outputs),
-                        byref(gradients), byref(options), byref(context)))
+        self.call = (library.attentile_attention_forward, byref(inputs), byref(outputs),
+                     byref(options), byref(context))
+
+    def turn_backward(self) -> None:
+        """From now on run() is the backward pass, which reads what forward has left."""
+        inputs, outputs, gradients, options, context = self.kept
+        self.give_workspace(gradients)
+        self.call = (self.memory.library.attentile_attention_backward,
+                     *map(ctypes.byref, (inputs, outputs, gradients, options, context)))
 
     def give_workspace(self, gradients: Any) -> None:
         """As a caller that captures graphs does: a call then allocates nothing."""
-        inputs, outputs, options, context, _ = self.kept
+        inputs, outputs, _, options, context = self.kept
         size = ctypes.c_int64()
         self.memory.check(self.memory.library.attentile_workspace_size(
             *(None if s is None else ctypes.byref(s)
@@ -145,12 +169,15 @@ class Call:
         context.workspace = self.workspace.data_ptr()
         context.workspace_bytes = size.value
 
-    def start(self, call: Any) -> None:
-        self.call = call
-        self.run()
-        if not self.memory.rehearse:
-            torch.cuda.synchronize()
-
     def run(self) -> None:
+        """On torch's current stream."""
         function, *arguments = self.call
+        self.kept[-1].stream = self.memory.stream()
         self.memory.check(function(*arguments))
+
+    @property
+    def results(self) -> list[torch.Tensor]:
+        """Of the pass that run() is."""
+        if self.shape.backward:
+            return [self.tensors[name] for name in ("dq", "dk", "dv")]
+        return [self.tensors["out"], self.lse]

@@ -47,8 +47,13 @@ void set_device(AttentionInputs& inputs, AttentionOutputs& outputs, AttentionGra
 }
 
 DeviceCall::DeviceCall(const cuda::BackendTable& table, const AttentionInputs& inputs,
-                       const AttentionOutputs& outputs, const AttentionGradients& gradients)
-    : table_(table), inputs_(inputs), outputs_(outputs), gradients_(gradients) {
+                       const AttentionOutputs& outputs, const AttentionGradients& gradients,
+                       Surroundings surroundings)
+    : table_(table),
+      surroundings_(surroundings),
+      inputs_(inputs),
+      outputs_(outputs),
+      gradients_(gradients) {
   mirror("q", Role::kInput, inputs_.q);
   mirror("k", Role::kInput, inputs_.k);
   mirror("v", Role::kInput, inputs_.v);
@@ -95,17 +100,25 @@ void DeviceCall::mirror(const char* name, Role role, TensorView& view) {
   const int64_t width = size_of(view.dtype);
   char* host = static_cast<char*>(view.data) + first * width;
   const int64_t bytes = (last - first + 1) * width;
-  const int64_t margin = kMargin + static_cast<int64_t>(reinterpret_cast<uintptr_t>(host) %
-                                                        static_cast<uintptr_t>(kAlignment));
-  Mirror m = {name, role, host, bytes, nullptr, margin, margin + bytes + kMargin, {}};
-  m.image.assign(static_cast<size_t>(m.total), kPoison);
-  std::memcpy(m.image.data() + margin, host, static_cast<size_t>(bytes));
+  const bool poison = surroundings_ == Surroundings::kPoison;
+  const int64_t after = poison ? kMargin : 0;
+  const int64_t margin = poison ? kMargin + static_cast<int64_t>(reinterpret_cast<uintptr_t>(host) %
+                                                                 static_cast<uintptr_t>(kAlignment))
+                                : 0;
+  Mirror m = {name, role, host, bytes, nullptr, margin, margin + bytes + after, {}};
+  if (poison || role == Role::kInput) {
+    m.image.assign(static_cast<size_t>(m.total), kPoison);
+    std::memcpy(m.image.data() + margin, host, static_cast<size_t>(bytes));
+  }
   cuda::Sentence sentence;
   void* memory = nullptr;
   Status status = check(table_.allocate(m.total, &memory, &sentence), sentence);
   if (status.ok()) {
     m.memory = static_cast<char*>(memory);
-    status = check(table_.copy_to_device(memory, m.image.data(), m.total, &sentence), sentence);
+    const int64_t given = static_cast<int64_t>(m.image.size());
+    if (given > 0) {
+      status = check(table_.copy_to_device(memory, m.image.data(), given, &sentence), sentence);
+    }
   }
   if (status_.ok()) status_ = status;
   view.data = m.memory == nullptr ? nullptr : m.memory + margin - first * width;
@@ -159,16 +172,18 @@ Status DeviceCall::download(bool backward) {
   damage_.clear();
   cuda::Sentence sentence;
   for (Mirror& m : mirrors_) {
+    const bool written = m.role == (backward ? Role::kGradient : Role::kOutput);
+    if (!written && m.image.empty()) continue;
     std::vector<char> found(static_cast<size_t>(m.total));
     const Status status =
         check(table_.copy_to_host(found.data(), m.memory, m.total, &sentence), sentence);
     if (!status.ok()) return status;
-    const bool written = m.role == (backward ? Role::kGradient : Role::kOutput);
     const size_t margin = static_cast<size_t>(m.margin);
     const size_t end = margin + static_cast<size_t>(m.bytes);
     const bool around =
-        std::memcmp(found.data(), m.image.data(), margin) != 0 ||
-        std::memcmp(found.data() + end, m.image.data() + end, found.size() - end) != 0;
+        !m.image.empty() &&
+        (std::memcmp(found.data(), m.image.data(), margin) != 0 ||
+         std::memcmp(found.data() + end, m.image.data() + end, found.size() - end) != 0);
     const bool inside = !written && found != m.image;
     if (around || inside) damage_ += std::string(m.name) + ": was written on the device; ";
     if (!written) continue;

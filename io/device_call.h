@@ -16,11 +16,16 @@ namespace attentile::io {
 void set_device(AttentionInputs& inputs, AttentionOutputs& outputs, AttentionGradients& gradients,
                 Device device);
 
+// What lies around a mirror: poison on both sides, its results poison too. Or nothing, for tools
+// that see every access: the memory ends where the tensor ends, and nobody has written the results.
+enum class Surroundings { kPoison, kNothing };
+
 class DeviceCall {
  public:
   // Views of host memory; all that a view spans is copied, gaps too.
   DeviceCall(const cuda::BackendTable& table, const AttentionInputs& inputs,
-             const AttentionOutputs& outputs, const AttentionGradients& gradients);
+             const AttentionOutputs& outputs, const AttentionGradients& gradients,
+             Surroundings surroundings = Surroundings::kPoison);
   ~DeviceCall();
   DeviceCall(const DeviceCall&) = delete;
   DeviceCall& operator=(const DeviceCall&) = delete;
@@ -62,7 +67,7 @@ class DeviceCall {
     char* memory;    // of the device: margin, bytes, margin
     int64_t margin;  // before the first byte
     int64_t total;
-    std::vector<char> image;  // what was uploaded
+    std::vector<char> image;  // what was uploaded or, later, downloaded; empty: neither
   };
 
   Status check(int32_t code, const cuda::Sentence& sentence) const;
@@ -70,6 +75,7 @@ class DeviceCall {
   Status run(const AttentionOptions& options, bool backward, bool own_workspace);
 
   const cuda::BackendTable& table_;
+  Surroundings surroundings_;
   AttentionInputs inputs_;
   AttentionOutputs outputs_;
   AttentionGradients gradients_;
