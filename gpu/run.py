@@ -41,8 +41,8 @@ REHEARSAL_PATIENCE = 600.0
 
 
 def act(run: Run, name: str) -> Answer:
-    """Does a slice and stores its answer, and all so far, in case that nothing follows. What the end of the call cut short is unfinished, unless
-    it had found something."""
+    """Does a slice and stores its answer, and all so far, in case that nothing follows.
+    What the end of the call cut short is unfinished, unless it had found something."""
     print(f"{name} ...", flush=True)
     begin = time.monotonic()
     run.begin(REHEARSAL_PATIENCE if run.rehearse else 2 * SLICES[name].seconds)

@@ -121,6 +121,6 @@ def keys_of(k_shape: tuple[int, ...], keywords: Any) -> int:
     if table is not None:
         lengths = keywords.get("seqused_k")
         if getattr(table, "is_cuda", False):  # what it holds is not looked at
-            return keywords.get("max_seqlen_k") or table.shape[1] * k_shape[rows]
+            return int(keywords.get("max_seqlen_k") or 0) or int(table.shape[1]) * k_shape[rows]
         return int(lengths.max()) if getattr(lengths, "shape", (0,))[0] else 0
     return k_shape[rows] if len(k_shape) > rows else 0

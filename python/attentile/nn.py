@@ -124,12 +124,11 @@ class FlashAttention(nn.Module):
         q, k, v = qkv.unbind(-3)
         dropout_p = self.dropout_p if self.training else 0.0
         if key_padding_mask is None:
-            longest = {}
-            if max_s is not None and cu_seqlens is not None and qkv.is_cuda:
-                longest = {"max_seqlen_q": max_s, "max_seqlen_k": max_s}
+            longest = max_s if max_s is not None and qkv.is_cuda and cu_seqlens is not None else 0
             return attention(q, k, v, causal=causal, softmax_scale=self.softmax_scale,
                              dropout_p=dropout_p, cu_seqlens_q=cu_seqlens,
-                             cu_seqlens_k=cu_seqlens, **longest), None
+                             cu_seqlens_k=cu_seqlens, max_seqlen_q=longest,
+                             max_seqlen_k=longest), None
         _check_padding(key_padding_mask, qkv, cu_seqlens is not None)
         # Padding is masked where it stands. A padded query would still see keys: it is cleared
         # before, so that its NaN reaches no dk and dv, and its row of out after.
