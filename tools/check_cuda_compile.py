@@ -5,8 +5,9 @@ and the wrappers of the device layer become the instructions they are named afte
 
     check_cuda_compile.py [--keep FOLDER]
 
-Prints registers and spills of every kernel for sm_80; with ATTENTILE_FULL set for sm_90 too. What
-ccache knows is not compiled again. Exits 77, which ctest counts as skipped, with a sentence where
+Prints registers and spills of every kernel for sm_80, with ATTENTILE_FULL set for sm_90 too, and
+compares them with src/cuda/kernel_facts.inc where nvcc is the one that was made with. What ccache
+knows is not compiled again. Exits 77, which ctest counts as skipped, with a sentence where
 there is no nvcc.
 """
 
@@ -25,6 +26,8 @@ SOURCE = ROOT / "tests/cuda/kernels/compile.cu"
 # Of src/cuda/gpu; those that take longest first.
 NUM_KERNELS = {"forward_bf16": 13, "forward_f16": 13, "backward_bf16": 27, "backward_f16": 27,
                "backward_f32": 11, "forward_f32": 5}
+FACTS = ROOT / "src/cuda/kernel_facts.inc"
+FACTS_RELEASE = "release 13.0"
 ARCHITECTURES = (80, 90) if os.environ.get("ATTENTILE_FULL") else (80,)
 SKIPPED = 77
 MAX_REGISTERS = 128
@@ -67,6 +70,23 @@ def resources(log):
         yield name, int(registers), int(stack), int(stores) + int(loads)
 
 
+def plan_name(mangled):
+    """As LaunchPlan.kernel: without namespaces and default arguments."""
+    words = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True).stdout
+    name = re.search(r"kernel_entry<(.*?) ?>\(", words).group(1)
+    name = re.sub(r"attentile::|cuda::|\(bool\)|\(int\)", "", name).replace(" >", ">")
+    return name[:-len(", false>")] + ">" if re.search(r"<.*,.*,.*, false>$", name) else name
+
+
+def recorded_registers():
+    """(kernel, architecture) -> registers by kernel_facts.inc; {} for another nvcc than its own."""
+    version = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=False)
+    if FACTS_RELEASE not in version.stdout:
+        return {}
+    rows = re.findall(r'{"(.*?)", (\d+), (\d+),', FACTS.read_text())
+    return {(kernel, int(architecture)): int(count) for kernel, architecture, count in rows}
+
+
 def readable(name):
     types = "bf16" if "BFloat16" in name else "f16" if "Float16" in name else "f32"
     forward = re.search(r"Forward.*Li(\d+)ELb(\d)ELb(\d)E", name)
@@ -85,8 +105,9 @@ def readable(name):
 
 
 def compile_kernels(architecture, source, folder, limits):
-    """Compiles one source to an object and PTX; (findings, PTX). limits: kernels, registers."""
-    expected, most_registers = limits
+    """Compiles one source to an object and PTX; (findings, PTX). limits: kernels, registers,
+    and those of each by kernel_facts.inc."""
+    expected, most_registers, recorded = limits
     name = f"sm_{architecture} {source.name}"
     output = folder / f"{source.stem}_sm{architecture}.o"
     # Uncompressed, PTX lies in the object as text; -c is what ccache keeps.
@@ -104,6 +125,10 @@ def compile_kernels(architecture, source, folder, limits):
         if stack or spilled or registers > most_registers:
             findings.append(f"{name}: {readable(kernel)}: {registers} registers, "
                             f"{stack} bytes of stack, {spilled} spilled")
+        told = recorded.get((plan_name(kernel), architecture)) if recorded else registers
+        if told != registers:
+            findings.append(f"{name}: {plan_name(kernel)}: {registers} registers, but {FACTS.name} "
+                            f"says {told}: run tools/cuda_facts.py")
     code = output.read_bytes()
     start = code.index(b".version")
     text = code[start:code.index(b"\0", start)].decode()
@@ -115,9 +140,10 @@ def compile_kernels(architecture, source, folder, limits):
 
 
 def check(architecture, folder):
-    sources = [(ROOT / f"src/cuda/gpu/{name}.cu", count, 255)
+    recorded = recorded_registers()
+    sources = [(ROOT / f"src/cuda/gpu/{name}.cu", count, 255, recorded)
                for name, count in NUM_KERNELS.items()]
-    sources.append((SOURCE, 5, MAX_REGISTERS))
+    sources.append((SOURCE, 5, MAX_REGISTERS, {}))
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         done = list(pool.map(lambda s: compile_kernels(architecture, s[0], folder, s[1:]), sources))
     wanted = INSTRUCTIONS + (ONLY_SM90 if architecture >= 90 else [])

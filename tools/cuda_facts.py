@@ -22,21 +22,12 @@ import check_cuda_compile
 import sass
 
 ROOT = Path(__file__).resolve().parent.parent
-TABLE = ROOT / "src/cuda/kernel_facts.inc"
 ARCHITECTURES = (80, 90)
 # Products of two matrices per tile, and whose rows pass by: those of keys or those of queries.
 PRODUCTS = {"Forward": (2, "tile_n"), "QueryGradients": (3, "tile_n"),
             "KeyGradients": (4, "tile_m"), "AtomicGradients": (5, "tile_m"),
             "BiasGradient": (2, "tile_n")}
 COLUMNS = ("mma", "ldmatrix", "copy", "exp", "float", "memory", "shuffle", "control", "index")
-
-
-def plan_name(mangled):
-    """As LaunchPlan.kernel: without namespaces and default arguments."""
-    words = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True).stdout
-    name = re.search(r"kernel_entry<(.*?) ?>\(", words).group(1)
-    name = re.sub(r"attentile::|cuda::|\(bool\)|\(int\)", "", name).replace(" >", ">")
-    return name[:-len(", false>")] + ">" if re.search(r"<.*,.*,.*, false>$", name) else name
 
 
 def disassembler():
@@ -112,7 +103,7 @@ def rows_of(architecture, folder, launches):
         listing = subprocess.run([disassembler(), "-c", cubin], capture_output=True, text=True,
                                  check=True).stdout
         for mangled, lines in sass.functions(listing).items():
-            kernel = plan_name(mangled)
+            kernel = check_cuda_compile.plan_name(mangled)
             mix = loop_of(kernel, lines, launches)
             counts = ", ".join(str(mix[column]) if mix else "0" for column in COLUMNS)
             yield f'{{"{kernel}", {architecture}, {registers[mangled]}, {{{counts}}}}},'
@@ -130,10 +121,10 @@ def main():
     launches = tiles(given.program)
     rows = [row for architecture in ARCHITECTURES
             for row in sorted(set(rows_of(architecture, given.cubins, launches)))]
-    TABLE.write_text("// SPDX-License-Identifier: Apache-2.0\n"
-                     "// Written by tools/cuda_facts.py: kernel, architecture, registers, and of "
-                     "one full tile\n// " + ", ".join(COLUMNS) + ".\n"
-                     "// clang-format off\n" + "\n".join(rows) + "\n")
+    head = ("// SPDX-License-Identifier: Apache-2.0\n"
+            "// Written by tools/cuda_facts.py: kernel, architecture, registers, and of one full "
+            "tile\n// " + ", ".join(COLUMNS) + ".\n// clang-format off\n")
+    check_cuda_compile.FACTS.write_text(head + "\n".join(rows) + "\n")
     return 0
 
 

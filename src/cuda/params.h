@@ -41,7 +41,6 @@ struct ScoreParams {
 struct ForwardParams {
   int32_t batch = 0;
   int32_t num_heads_q = 0;
-  int32_t num_heads_kv = 0;
   int32_t group_size = 0;  // query heads per KV head; 1 where there are none
   int32_t head_dim = 0;
   int32_t head_dim_v = 0;
@@ -80,6 +79,7 @@ struct ForwardParams {
   int32_t split_keys = 0;
   int32_t num_splits = 1;
   bool all_packed = false;
+  int32_t num_heads_kv = 0;
 
   char* workspace = nullptr;  // the caller's device memory, at a multiple of 16 bytes
 };
