@@ -137,6 +137,36 @@ TEST(Backward, RowsOfFewKeysWithVeryNegativeLogits) {
   EXPECT_TRUE(accurate(c, values, run(c, values).results)) << describe(c);
 }
 
+// An lse of -inf says that the row saw nothing, whatever keys are here: it weighs nothing, as a row
+// without dout does.
+TEST(Backward, ARowThatSawNothingElsewhereWeighsNothing) {
+  for (const DType dtype : {DType::kBFloat16, DType::kFloat32}) {
+    Case c = base_case(dtype);
+    c.batch = c.num_heads_q = c.num_heads_kv = 1;
+    c.seqlen_q = c.seqlen_k = 70;
+    const auto results = [&](bool saw_nothing) {
+      Values values = make_values(c);
+      for (int64_t d = 0; d < c.head_dim_v; ++d) values.dout.put(0.0, 0, 33, 0, d);
+      if (saw_nothing) values.dout.put(1.0, 0, 33, 0, 3);
+      conformance::PlacedCall call(c, values, empty_results(c, values), c.seed,
+                                   Placement::kContiguous);
+      EXPECT_TRUE(emulate_forward(call.inputs(), call.outputs(), options_of(c), {}).ok());
+      if (saw_nothing) {
+        static_cast<float*>(call.outputs().lse.data)[33] = -std::numeric_limits<float>::infinity();
+      }
+      const Status status =
+          emulate_backward({call.inputs(), call.outputs(), call.gradients()}, options_of(c), {});
+      EXPECT_TRUE(status.ok()) << status.message();
+      return call.results();
+    };
+    const Results got = results(true);
+    for (int64_t d = 0; d < c.head_dim; ++d) EXPECT_EQ(got.dq.at(0, 33, 0, d), 0.0);
+    EXPECT_TRUE(same_bits(got, results(false), [](const std::string& name, const auto&) {
+      return name == "lse" || name == "out";
+    }));
+  }
+}
+
 // Keys of one logit: whatever an lse that cannot resolve it says, each weighs no more than 1.
 TEST(Backward, WeightsOfHugeLogitsAreAtMostOne) {
   for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
