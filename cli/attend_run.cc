@@ -57,13 +57,18 @@ void compute(PassResult& pass, ExecutionContext context, const char* label, std:
 }
 
 // One pass on a device: workspace, the call itself, which is what is timed, results back.
-void compute_on_device(PassResult& pass, io::DeviceCall& device, const AttentionOptions& options,
-                       bool backward) {
+void compute_on_device(PassResult& pass, io::DeviceCall& device, const AttendWork& work,
+                       const AttentionOptions& options, bool backward) {
   require_ok(device.use_workspace(options, backward));
+  ProgressBar bar(work.progress, backward ? "backward" : "forward");
+  ExecutionContext watched;
+  bar.watch(watched);
+  device.set_poll(watched);
   const auto start = std::chrono::steady_clock::now();
   Status status = device.start(options, backward);
   if (status.ok()) status = device.synchronise();
   pass.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  device.set_poll({});
   if (status.ok()) status = device.download(backward);
   InterruptGuard::check();
   require_ok(status);
@@ -74,8 +79,8 @@ void run_on_device(const CallTensors& call, const AttendWork& work, AttendResult
   const AttentionOptions options = device_options(call, work.options);
   io::DeviceCall device(device_table(), call.inputs, call.outputs, call.gradients);
   require_ok(device.status());
-  compute_on_device(result.forward, device, options, false);
-  if (result.backward) compute_on_device(*result.backward, device, options, true);
+  compute_on_device(result.forward, device, work, options, false);
+  if (result.backward) compute_on_device(*result.backward, device, work, options, true);
 }
 
 int64_t count_nans(const Array4& got, const reference::ExactArray& exact) {

@@ -149,6 +149,7 @@ std::vector<double> time_subjects(const Tensors& call, std::vector<Subject>& sub
   const bool backward = call.call.gradients.dq.present();
   CaseProgress progress(share);
   progress.watch(context);
+  if (call.device != nullptr) call.device->set_poll(context);
   const double per_round = static_cast<double>(subjects.size());
   double warm_ups = per_round;
   for (const Subject& subject : subjects) {

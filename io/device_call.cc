@@ -125,6 +125,11 @@ void DeviceCall::mirror(const char* name, Role role, TensorView& view) {
   mirrors_.push_back(std::move(m));
 }
 
+void DeviceCall::set_poll(const ExecutionContext& asked) {
+  context_.poll = asked.poll;
+  context_.poll_data = asked.poll_data;
+}
+
 Status DeviceCall::use_workspace(const AttentionOptions& options, bool backward) {
   const Result<Plan> plan = backward
                                 ? plan_backward(inputs_, outputs_, gradients_, options, context_)

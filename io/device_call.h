@@ -43,6 +43,9 @@ class DeviceCall {
   Status run_forward(const AttentionOptions& options, bool own_workspace);
   Status run_backward(const AttentionOptions& options, bool own_workspace);
 
+  // The next calls ask this poll, where the device computes before a call returns (the emulator).
+  void set_poll(const ExecutionContext& asked);
+
   // The next calls of that pass use a workspace of their plan's size, full of NaN.
   Status use_workspace(const AttentionOptions& options, bool backward);
   // Puts a call on the stream and returns.

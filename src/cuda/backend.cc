@@ -22,14 +22,16 @@ std::atomic<uint64_t> known_limits[kMostDevices];
 
 // Starts the passes of a call in memory that is there.
 Status start(const BackendTable& table, const Problem& problem, const DeviceLimits& limits,
-             void* workspace, void* stream) {
+             void* workspace, const ExecutionContext& context) {
+  const Watch watch = {context.poll, context.poll_data};
   Sentence sentence;
   if (problem.backward) {
     const BackwardParams params = backward_params(problem, limits, workspace);
-    return told(table.backward(problem.dtype, &params, stream, &sentence), sentence);
+    return told(table.backward(problem.dtype, &params, context.stream, &watch, &sentence),
+                sentence);
   }
   const ForwardParams params = forward_params(problem, limits, workspace);
-  return told(table.forward(problem.dtype, &params, stream, &sentence), sentence);
+  return told(table.forward(problem.dtype, &params, context.stream, &watch, &sentence), sentence);
 }
 
 // Pairs of queries and keys. The lengths lie in device memory: where index arrays give them, all
@@ -92,14 +94,14 @@ Status run(const BackendTable& table, const Problem& problem, const ExecutionCon
                 " bytes, but this call needs " + std::to_string(bytes)};
   }
   if (bytes == 0 || context.workspace != nullptr) {
-    return start(table, problem, *limits, context.workspace, context.stream);
+    return start(table, problem, *limits, context.workspace, context);
   }
   Sentence sentence;
   void* memory = nullptr;
   Status status =
       told(table.allocate_on_stream(bytes, context.stream, &memory, &sentence), sentence);
   if (!status.ok()) return status;
-  status = start(table, problem, *limits, memory, context.stream);
+  status = start(table, problem, *limits, memory, context);
   const Status released =
       told(table.release_on_stream(memory, context.stream, &sentence), sentence);
   return status.ok() ? released : status;

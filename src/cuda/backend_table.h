@@ -14,7 +14,7 @@ namespace attentile::cuda {
 struct ForwardParams;
 struct BackwardParams;
 
-inline constexpr uint32_t kBackendVersion = 2;
+inline constexpr uint32_t kBackendVersion = 3;
 inline constexpr const char* kBackendSymbol = "attentile_cuda_backend";
 
 struct Sentence {
@@ -26,6 +26,13 @@ struct DeviceInfo {
   int32_t compute_capability = 0;  // 10 * major + minor
   int64_t memory_bytes = 0;
   DeviceLimits limits;
+};
+
+// ExecutionContext's poll. A backend whose passes are over when they return asks it meanwhile, and
+// ends a pass with kCancelled where it says so; one that starts them and returns does not ask.
+struct Watch {
+  int (*poll)(void* data, double fraction) = nullptr;
+  void* data = nullptr;
 };
 
 // stream: a cudaStream_t; null is the default stream. forward and backward put their launches on it
@@ -49,8 +56,10 @@ struct BackendTable {
   int32_t (*copy_to_host)(void* to, const void* from, int64_t bytes, Sentence* sentence);
   int32_t (*synchronise)(void* stream, Sentence* sentence);
 
-  int32_t (*forward)(DType dtype, const ForwardParams* params, void* stream, Sentence* sentence);
-  int32_t (*backward)(DType dtype, const BackwardParams* params, void* stream, Sentence* sentence);
+  int32_t (*forward)(DType dtype, const ForwardParams* params, void* stream, const Watch* watch,
+                     Sentence* sentence);
+  int32_t (*backward)(DType dtype, const BackwardParams* params, void* stream, const Watch* watch,
+                      Sentence* sentence);
 
   int32_t (*allocate_on_stream)(int64_t bytes, void* stream, void** memory, Sentence* sentence);
   int32_t (*release_on_stream)(void* memory, void* stream, Sentence* sentence);

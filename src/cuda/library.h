@@ -10,10 +10,11 @@
 namespace attentile::cuda {
 
 template <class Runtime>
-int32_t library_forward(DType dtype, const ForwardParams* params, void* stream, Sentence* sentence);
+int32_t library_forward(DType dtype, const ForwardParams* params, void* stream, const Watch* watch,
+                        Sentence* sentence);
 template <class Runtime>
 int32_t library_backward(DType dtype, const BackwardParams* params, void* stream,
-                         Sentence* sentence);
+                         const Watch* watch, Sentence* sentence);
 
 template <class Runtime>
 BackendTable make_table() {

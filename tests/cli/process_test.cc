@@ -34,6 +34,13 @@ TEST_F(ProcessTest, InterruptedAttendLeavesNoOutput) {
       "forward");
 }
 
+TEST_F(ProcessTest, InterruptedEmulatorLeavesNoOutput) {
+  interrupt_at_bar(
+      "attend --random 1,16384,16384,1,1,64 --dtype bf16 --device emulator --out "
+      "{dir}/o.safetensors",
+      "forward");
+}
+
 TEST_F(ProcessTest, BenchShowsABarWithinACase) {
   interrupt_at_bar("bench --shape 1,131072,131072,1,1,64 --threads 1 --json {dir}/b.json", "bench");
 }

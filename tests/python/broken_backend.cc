@@ -51,7 +51,7 @@ int32_t synchronise(void*, Sentence* sentence) {
   return static_cast<int32_t>(StatusCode::kInternal);
 }
 template <class Params>
-int32_t start(DType, const Params*, void*, Sentence*) {
+int32_t start(DType, const Params*, void*, const Watch*, Sentence*) {
   return 0;
 }
 

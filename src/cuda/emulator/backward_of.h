@@ -4,19 +4,13 @@
 
 #include "cuda/backward_kernels.h"
 #include "cuda/emulator/backward.h"
+#include "cuda/emulator/launches.h"
 
 namespace attentile::cuda::emulator {
 
 template <class T>
 Report start_backward_of(Device& device, const BackwardParams& params) {
-  Report all;
-  all.completed = true;  // nothing to do is done
-  backward_pass<T>(params, [&]<class Kernel>(int64_t blocks, const auto& kernel_params) {
-    all.add(device.launch<Kernel>({static_cast<uint32_t>(blocks)}, Kernel::kSharedBytes,
-                                  kernel_params));
-    return all.clean();
-  });
-  return all;
+  return run_launches(device, [&](const auto& launch) { backward_pass<T>(params, launch); });
 }
 
 extern template Report start_backward_of<float>(Device&, const BackwardParams&);

@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -71,6 +72,12 @@ class Device {
   void forget_memory(const void* memory);
   // Bytes of that region that nobody has written so far.
   size_t uninitialised_bytes(const void* memory) const;
+
+  // goes_on hears every 10 ms or so, in the calling thread, which part of the blocks has begun;
+  // when it says false the launch ends there, not completed. null: nobody hears.
+  void watch(std::function<bool(double fraction)> goes_on);
+  // Of all launches of the pass that follows; else each is one of its own.
+  void expect_blocks(int64_t blocks);
 
   template <class Kernel>
   Report launch(Dim3 grid, uint32_t shared_bytes, const typename Kernel::Params& params) {

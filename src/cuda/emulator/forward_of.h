@@ -3,20 +3,14 @@
 #pragma once
 
 #include "cuda/emulator/forward.h"
+#include "cuda/emulator/launches.h"
 #include "cuda/forward_kernels.h"
 
 namespace attentile::cuda::emulator {
 
 template <class T>
 Report start_forward_of(Device& device, const ForwardParams& params) {
-  Report all;
-  all.completed = true;  // nothing to do is done
-  forward_pass<T>(params, [&]<class Kernel>(int64_t blocks, const auto& kernel_params) {
-    all.add(device.launch<Kernel>({static_cast<uint32_t>(blocks)}, Kernel::kSharedBytes,
-                                  kernel_params));
-    return all.clean();
-  });
-  return all;
+  return run_launches(device, [&](const auto& launch) { forward_pass<T>(params, launch); });
 }
 
 extern template Report start_forward_of<float>(Device&, const ForwardParams&);

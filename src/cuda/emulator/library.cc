@@ -29,6 +29,16 @@ Device& Runtime::device() {
   return instance;
 }
 
+bool Runtime::goes_on(const Watch& watch, double fraction, Status* status) {
+  const int answer = watch.poll(watch.data, fraction);
+  if (answer == 0) return true;
+  char text[96];
+  std::snprintf(text, sizeof text, "poll: returned %d, so the call was cancelled at %.1f %%",
+                answer, 100 * fraction);
+  *status = {StatusCode::kCancelled, text};
+  return false;
+}
+
 Status Runtime::judge(const Report& report) {
   if (report.clean()) return {};
   return {StatusCode::kInternal, "emulator: the launch was not clean\n" + report.text()};
@@ -111,16 +121,16 @@ namespace attentile::cuda {
 
 template <>
 int32_t library_forward<emulator::Runtime>(DType dtype, const ForwardParams* params, void*,
-                                           Sentence* sentence) {
-  return emulator::Runtime::run(sentence, [&](emulator::Device& device) {
+                                           const Watch* watch, Sentence* sentence) {
+  return emulator::Runtime::run(watch, sentence, [&](emulator::Device& device) {
     return emulator::start_forward(device, dtype, *params);
   });
 }
 
 template <>
 int32_t library_backward<emulator::Runtime>(DType dtype, const BackwardParams* params, void*,
-                                            Sentence* sentence) {
-  return emulator::Runtime::run(sentence, [&](emulator::Device& device) {
+                                            const Watch* watch, Sentence* sentence) {
+  return emulator::Runtime::run(watch, sentence, [&](emulator::Device& device) {
     return emulator::start_backward(device, dtype, *params);
   });
 }

@@ -10,6 +10,12 @@ namespace attentile::cuda::emulator {
 
 constinit thread_local Thread* current = nullptr;
 
+namespace {
+
+constexpr uint64_t kSwitchesBetweenQuestions = 1 << 17;  // of goes_on: 10 ms
+
+}  // namespace
+
 Machine::Machine(const Options& given) : options(given) {}
 
 uint64_t Machine::next_random() {  // splitmix64
@@ -51,8 +57,14 @@ Report Machine::run(const LaunchShape& given, Entry entry, const void* params) {
   while (slots_.size() < resident) slots_.push_back(std::make_unique<Block>());
   for (auto& slot : slots_) slot->live = 0;
 
+  interrupted_ = nullptr;
+
   adopt_caller(main_);
   while (!given_up_) {
+    if (goes_on_ && !goes_on_(fraction())) {
+      given_up_ = true;
+      break;
+    }
     warps_.clear();
     for (size_t i = 0; i < resident; ++i) {
       Block& block = *slots_[i];
@@ -60,7 +72,7 @@ Report Machine::run(const LaunchShape& given, Entry entry, const void* params) {
       if (block.live == 0) continue;
       for (Warp& warp : block.warps) warps_.push_back(&warp);
     }
-    Thread* next = pick(nullptr);
+    Thread* next = interrupted_ != nullptr ? std::exchange(interrupted_, nullptr) : pick(nullptr);
     if (next == nullptr) break;
     current = next;
     ++switches_;
@@ -69,8 +81,20 @@ Report Machine::run(const LaunchShape& given, Entry entry, const void* params) {
   }
   if (!given_up_ && !warps_.empty()) report_deadlock();
   report_.completed = !given_up_ && warps_.empty();
+  blocks_before_ += order_.size();
   finish_report();
   return std::move(report_);
+}
+
+void Machine::expect_blocks(uint64_t blocks) {
+  expected_blocks_ = blocks;
+  blocks_before_ = 0;
+}
+
+double Machine::fraction() const {
+  const bool alone = blocks_before_ + order_.size() > expected_blocks_;
+  const uint64_t begun = alone ? admitted_ : blocks_before_ + admitted_;
+  return static_cast<double>(begun) / static_cast<double>(alone ? order_.size() : expected_blocks_);
 }
 
 void Machine::admit(Block& block) {
@@ -216,6 +240,10 @@ void Machine::switch_away(Thread& self, bool leave_warp) {
   }
   if (next == &self) return;
   ++switches_;
+  if (goes_on_ && switches_ % kSwitchesBetweenQuestions == 0) {
+    interrupted_ = next;
+    next = nullptr;
+  }
   current = next;
   switch_fiber(self.fiber, next == nullptr ? main_ : next->fiber);
   current = &self;
@@ -434,35 +462,6 @@ void Machine::finish_report() {
   }
   report_.switches = switches_;
   report_.instructions = instructions_;
-}
-
-// --- Device --------------------------------------------------------------------------------------
-
-Device::Device(const Options& options) : machine_(std::make_unique<Machine>(options)) {}
-Device::~Device() = default;
-
-void Device::register_memory(const void* memory, size_t bytes, const Region& region) {
-  machine_->global.add(memory, bytes, region.name, region.initialised, region.writable);
-}
-void Device::forget_memory(const void* memory) {
-  machine_->global.remove(memory);
-}
-
-size_t Device::uninitialised_bytes(const void* memory) const {
-  const auto begin = reinterpret_cast<uintptr_t>(memory);
-  size_t count = 0;
-  for (const GlobalRegion& region : machine_->global.regions()) {
-    if (region.begin != begin || region.cells.empty()) continue;
-    for (uintptr_t byte = region.begin; byte < region.end; ++byte) {
-      const GlobalCell& cell = region.cells[byte / 4 - region.begin / 4];
-      count += (cell.valid >> (byte % 4) & 1) == 0;
-    }
-  }
-  return count;
-}
-
-Report Device::run(const LaunchShape& shape, Entry entry, const void* params) {
-  return machine_->run(shape, entry, params);
 }
 
 }  // namespace attentile::cuda::emulator

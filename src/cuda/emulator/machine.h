@@ -9,6 +9,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <map>
 #include <memory>
@@ -150,6 +151,8 @@ class Machine {
 
   explicit Machine(const Options& options);
   Report run(const LaunchShape& shape, Entry entry, const void* params);
+  void watch(std::function<bool(double)> goes_on) { goes_on_ = std::move(goes_on); }
+  void expect_blocks(uint64_t blocks);
 
   // --- for the instructions
   SiteId site_id(Site site);
@@ -224,6 +227,7 @@ class Machine {
   void report_deadlock();
   std::string waiting_text() const;
   std::string line_text(SiteId site) const;
+  double fraction() const;  // begun, of the pass
   void flush_accesses(Warp& warp);
   void count_group(const Access& first, const uint64_t* addresses, int count);
   void finish_report();
@@ -236,6 +240,10 @@ class Machine {
   size_t cursor_ = 0;
   std::vector<uint32_t> order_;  // of blocks
   size_t admitted_ = 0;
+  std::function<bool(double)> goes_on_;
+  uint64_t expected_blocks_ = 0;   // of the pass
+  uint64_t blocks_before_ = 0;     // of it, in launches before this one
+  Thread* interrupted_ = nullptr;  // whose turn it is after goes_on_ was asked
   bool given_up_ = false;
   uint64_t random_ = 1;
   uint64_t instructions_ = 0;

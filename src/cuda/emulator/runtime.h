@@ -30,13 +30,22 @@ struct Runtime {
 
   // pass(device) starts kernels and returns the report of all.
   template <class Pass>
-  static int32_t run(Sentence* sentence, Pass pass) {
-    return guarded(sentence, [&] { return judge(pass(device())); });
+  static int32_t run(const Watch* watch, Sentence* sentence, Pass pass) {
+    return guarded(sentence, [&]() -> Status {
+      if (watch == nullptr || watch->poll == nullptr) return judge(pass(device()));
+      Status cancelled;
+      device().watch([&](double fraction) { return goes_on(*watch, fraction, &cancelled); });
+      const Report report = pass(device());
+      device().watch(nullptr);
+      return cancelled.ok() ? judge(report) : cancelled;
+    });
   }
 
  private:
   static std::mutex& mutex();
   static Device& device();
+  // False, and why in status, when the watch says so.
+  static bool goes_on(const Watch& watch, double fraction, Status* status);
   static Status judge(const Report& report);
   static int32_t tell(const Status& status, Sentence* sentence);
 

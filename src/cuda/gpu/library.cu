@@ -101,14 +101,14 @@ namespace attentile::cuda {
 
 template <>
 int32_t library_forward<gpu::Runtime>(DType dtype, const ForwardParams* params, void* stream,
-                                      Sentence* sentence) {
+                                      const Watch*, Sentence* sentence) {
   return with_kernel_type(
       dtype, [&]<class T>() { return gpu::start_forward_of<T>(*params, stream, sentence); });
 }
 
 template <>
 int32_t library_backward<gpu::Runtime>(DType dtype, const BackwardParams* params, void* stream,
-                                       Sentence* sentence) {
+                                       const Watch*, Sentence* sentence) {
   return with_kernel_type(
       dtype, [&]<class T>() { return gpu::start_backward_of<T>(*params, stream, sentence); });
 }
