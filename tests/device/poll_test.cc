@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <new>
 #include <vector>
 
 #include "attentile/attention.h"
@@ -95,6 +96,19 @@ TEST_F(DevicePoll, EndsAPassAndTheNextIsWhole) {
     ASSERT_TRUE(run(backward).ok());
   }
   EXPECT_EQ(results(), expected);
+}
+
+TEST_F(DevicePoll, IsForgottenAfterAPassThatThrew) {
+  int asked = 0;
+  context_.poll = [](void* count, double) -> int {
+    ++*static_cast<int*>(count);
+    throw std::bad_alloc();
+  };
+  context_.poll_data = &asked;
+  EXPECT_EQ(run(false).code(), StatusCode::kOutOfMemory);
+  context_ = {};
+  EXPECT_TRUE(run(false).ok());
+  EXPECT_EQ(asked, 1);
 }
 
 }  // namespace

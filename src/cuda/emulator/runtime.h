@@ -4,9 +4,11 @@
 #pragma once
 
 #include <exception>
+#include <functional>
 #include <mutex>
 #include <new>
 #include <string>
+#include <utility>
 
 #include "cuda/emulator/device.h"
 #include "cuda/library.h"
@@ -34,14 +36,26 @@ struct Runtime {
     return guarded(sentence, [&]() -> Status {
       if (watch == nullptr || watch->poll == nullptr) return judge(pass(device()));
       Status cancelled;
-      device().watch([&](double fraction) { return goes_on(*watch, fraction, &cancelled); });
+      const Watched watched(device(),
+                            [&](double fraction) { return goes_on(*watch, fraction, &cancelled); });
       const Report report = pass(device());
-      device().watch(nullptr);
       return cancelled.ok() ? judge(report) : cancelled;
     });
   }
 
  private:
+  // While it lives, also where a pass throws.
+  struct Watched {
+    Watched(Device& watched, std::function<bool(double)> goes_on) : device(watched) {
+      device.watch(std::move(goes_on));
+    }
+    ~Watched() { device.watch(nullptr); }
+    Watched(const Watched&) = delete;
+    Watched& operator=(const Watched&) = delete;
+
+    Device& device;
+  };
+
   static std::mutex& mutex();
   static Device& device();
   // False, and why in status, when the watch says so.
