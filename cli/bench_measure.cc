@@ -180,6 +180,7 @@ std::vector<double> time_subjects(const Tensors& call, std::vector<Subject>& sub
       done = done && enough(subject, min_time_s);
     }
   }
+  if (call.device != nullptr) call.device->set_poll({});
   return peaks;
 }
 

@@ -240,7 +240,7 @@ TEST(Backward, AQueryReachesWhatItSeesAndNothingElse) {
 // Key 44 reaches, through the queries that see it, all the keys those see.
 TEST(Backward, AKeyReachesWhoSeesIt) {
   constexpr int64_t kKey = 44;
-  for (const int kind : {0, 1, 2}) {
+  for (const int kind : {0, 1, 2, 3}) {
     const bool masked = kind == 1;
     Case c = causal_case();
     c.alignment = Alignment::kTopLeft;
@@ -252,6 +252,7 @@ TEST(Backward, AKeyReachesWhoSeesIt) {
       c.seqlen_q = c.seqlen_k = 70;
     }
     if (masked) c.mask = {true, DType::kBool, {c.seqlen_q, c.seqlen_k}};
+    if (kind == 3) c.softcap = 5;  // K is read once more, before it is cleared
     const Values values = make_values(c);
     const Results clean = run(c, values).results;
     EXPECT_TRUE(accurate(c, values, clean));

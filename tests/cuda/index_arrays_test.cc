@@ -82,7 +82,7 @@ void lie_about_each(PlacedCall& call, Launch launch) {
     int64_t count = 1;
     for (int axis = 0; axis < view.rank; ++axis) count *= view.shape[axis];
     for (const int32_t lie : kLies) {
-      for (const int64_t at : {int64_t{1}, lie > 0 ? int64_t{0} : count - 1}) {
+      for (const int64_t at : {int64_t{0}, int64_t{1}, count - 1}) {
         const int32_t truth = data[at];
         data[at] = lie;
         const Report report = launch();

@@ -73,10 +73,11 @@ class Device {
   // Bytes of that region that nobody has written so far.
   size_t uninitialised_bytes(const void* memory) const;
 
-  // goes_on hears every 10 ms or so, in the calling thread, which part of the blocks has begun;
-  // when it says false the launch ends there, not completed. null: nobody hears.
+  // goes_on hears every 10 ms or so, in the calling thread, which part of the blocks has ended;
+  // when it says false the launch ends there, not completed. Nothing else depends on it. null:
+  // nobody hears.
   void watch(std::function<bool(double fraction)> goes_on);
-  // Of all launches of the pass that follows; else each is one of its own.
+  // Of all launches of the pass that follows; 0: each is one of its own.
   void expect_blocks(int64_t blocks);
 
   template <class Kernel>

@@ -22,6 +22,7 @@ Report run_launches(Device& device, const Pass& pass) {
     all.add(device.launch<Kernel>({static_cast<uint32_t>(blocks)}, Kernel::kSharedBytes, params));
     return all.clean();
   });
+  device.expect_blocks(0);
   return all;
 }
 

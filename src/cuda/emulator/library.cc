@@ -29,9 +29,18 @@ Device& Runtime::device() {
   return instance;
 }
 
+constinit thread_local bool Runtime::asking = false;
+
 bool Runtime::goes_on(const Watch& watch, double fraction, Status* status) {
-  const int answer = watch.poll(watch.data, fraction);
-  if (answer == 0) return true;
+  int answer = 0;
+  asking = true;
+  try {
+    answer = watch.poll(watch.data, fraction);
+  } catch (...) {
+    *status = {StatusCode::kInternal, "call: an exception left poll"};
+  }
+  asking = false;
+  if (answer == 0) return status->ok();
   char text[96];
   std::snprintf(text, sizeof text, "poll: returned %d, so the call was cancelled at %.1f %%",
                 answer, 100 * fraction);

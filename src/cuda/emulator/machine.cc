@@ -12,7 +12,7 @@ constinit thread_local Thread* current = nullptr;
 
 namespace {
 
-constexpr uint64_t kSwitchesBetweenQuestions = 1 << 17;  // of goes_on: 10 ms
+constexpr uint64_t kInstructionsBetweenQuestions = 1 << 17;  // of goes_on: some 10 ms
 
 }  // namespace
 
@@ -57,13 +57,14 @@ Report Machine::run(const LaunchShape& given, Entry entry, const void* params) {
   while (slots_.size() < resident) slots_.push_back(std::make_unique<Block>());
   for (auto& slot : slots_) slot->live = 0;
 
+  next_question_ = 0;
   interrupted_ = nullptr;
-
   adopt_caller(main_);
   while (!given_up_) {
-    if (goes_on_ && !goes_on_(fraction())) {
-      given_up_ = true;
-      break;
+    if (question_is_due()) {
+      next_question_ = instructions_ + kInstructionsBetweenQuestions;
+      given_up_ = !goes_on_(fraction());
+      if (given_up_) break;
     }
     warps_.clear();
     for (size_t i = 0; i < resident; ++i) {
@@ -72,10 +73,13 @@ Report Machine::run(const LaunchShape& given, Entry entry, const void* params) {
       if (block.live == 0) continue;
       for (Warp& warp : block.warps) warps_.push_back(&warp);
     }
-    Thread* next = interrupted_ != nullptr ? std::exchange(interrupted_, nullptr) : pick(nullptr);
-    if (next == nullptr) break;
+    Thread* next = std::exchange(interrupted_, nullptr);
+    if (next == nullptr) {
+      next = pick(nullptr);
+      if (next == nullptr) break;
+      ++switches_;
+    }
     current = next;
-    ++switches_;
     switch_fiber(main_, next->fiber);
     current = nullptr;
   }
@@ -93,8 +97,9 @@ void Machine::expect_blocks(uint64_t blocks) {
 
 double Machine::fraction() const {
   const bool alone = blocks_before_ + order_.size() > expected_blocks_;
-  const uint64_t begun = alone ? admitted_ : blocks_before_ + admitted_;
-  return static_cast<double>(begun) / static_cast<double>(alone ? order_.size() : expected_blocks_);
+  uint64_t ended = alone ? admitted_ : blocks_before_ + admitted_;
+  for (const auto& slot : slots_) ended -= slot->live != 0;
+  return static_cast<double>(ended) / static_cast<double>(alone ? order_.size() : expected_blocks_);
 }
 
 void Machine::admit(Block& block) {
@@ -240,10 +245,7 @@ void Machine::switch_away(Thread& self, bool leave_warp) {
   }
   if (next == &self) return;
   ++switches_;
-  if (goes_on_ && switches_ % kSwitchesBetweenQuestions == 0) {
-    interrupted_ = next;
-    next = nullptr;
-  }
+  if (question_is_due()) interrupted_ = std::exchange(next, nullptr);
   current = next;
   switch_fiber(self.fiber, next == nullptr ? main_ : next->fiber);
   current = &self;

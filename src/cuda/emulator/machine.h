@@ -15,6 +15,7 @@
 #include <memory>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "cuda/device/shared_memory.h"
@@ -227,7 +228,8 @@ class Machine {
   void report_deadlock();
   std::string waiting_text() const;
   std::string line_text(SiteId site) const;
-  double fraction() const;  // begun, of the pass
+  bool question_is_due() const { return goes_on_ && instructions_ >= next_question_; }
+  double fraction() const;  // of the pass's blocks, ended
   void flush_accesses(Warp& warp);
   void count_group(const Access& first, const uint64_t* addresses, int count);
   void finish_report();
@@ -243,6 +245,7 @@ class Machine {
   std::function<bool(double)> goes_on_;
   uint64_t expected_blocks_ = 0;   // of the pass
   uint64_t blocks_before_ = 0;     // of it, in launches before this one
+  uint64_t next_question_ = 0;     // in instructions of this launch
   Thread* interrupted_ = nullptr;  // whose turn it is after goes_on_ was asked
   bool given_up_ = false;
   uint64_t random_ = 1;

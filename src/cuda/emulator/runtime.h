@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The emulated GPU as the library uses one. Its memory is host memory that one Device knows; a call
-// is over when it returns, whatever the stream; calls of several threads take turns.
+// is over when it returns, whatever the stream; calls of several threads take turns, and a poll may
+// make none.
 #pragma once
 
 #include <exception>
@@ -39,7 +40,7 @@ struct Runtime {
       const Watched watched(device(),
                             [&](double fraction) { return goes_on(*watch, fraction, &cancelled); });
       const Report report = pass(device());
-      return cancelled.ok() ? judge(report) : cancelled;
+      return cancelled.ok() || !report.findings.empty() ? judge(report) : cancelled;
     });
   }
 
@@ -56,6 +57,8 @@ struct Runtime {
     Device& device;
   };
 
+  static constinit thread_local bool asking;  // this thread is in a poll
+
   static std::mutex& mutex();
   static Device& device();
   // False, and why in status, when the watch says so.
@@ -66,6 +69,10 @@ struct Runtime {
   // Runs body, which returns a Status, alone.
   template <class Body>
   static int32_t guarded(Sentence* sentence, Body body) {
+    if (asking) {
+      return tell({StatusCode::kUnsupported, "device: poll calls the emulator, which is at work"},
+                  sentence);
+    }
     try {
       const std::lock_guard<std::mutex> lock(mutex());
       return tell(body(), sentence);

@@ -94,8 +94,7 @@ struct QueryGradients {
       if (more) {
         store_summed_deltas(p, arena.task.load(), rows, true);
         if (p.atomic_dq) return;
-        bar_warp_sync();
-        pass = Pass::kGradients;
+        pass = Pass::kGradients;  // its first barrier comes before anybody loads these deltas
       } else if (pass == Pass::kGradients) {
         const float taint = rows.dq.taint();
         more = any_in_block<kWarps>(arena.flags, arena.task.load().warp, taint != taint);
