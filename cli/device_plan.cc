@@ -230,9 +230,13 @@ void print_tiles(std::FILE* out, const Gpu& gpu, const GpuPass& pass) {
                              "float", "memory", "control", "index", "all"}};
   std::vector<Row> cycles = {{"cycles of an SM, a tile of a block", "tensor", "issue", "shared",
                               "exp", "float", "index", "bound"}};
+  std::string uncounted;
   for (const cuda::LaunchPlan& launch : pass.plan.launches) {
     const auto* facts = cuda::find_kernel_facts(launch.kernel, gpu.architecture);
-    if (facts == nullptr || facts->tile.mma == 0) continue;
+    if (facts == nullptr || facts->tile.mma == 0) {
+      if (launch.tile_n > 0) uncounted += (uncounted.empty() ? "" : ", ") + launch.kernel;
+      continue;
+    }
     const cuda::TileInstructions& t = facts->tile;
     mixes.push_back({launch.kernel});
     for (const int32_t count : {t.mma, t.ldmatrix, t.copy, t.exp, t.arithmetic, t.memory,
@@ -245,11 +249,13 @@ void print_tiles(std::FILE* out, const Gpu& gpu, const GpuPass& pass) {
     cycles.back().emplace_back(launch.kernel.starts_with("AtomicGradients") ? "-"
                                                                             : bound_of(units));
   }
-  if (mixes.size() == 1) return;
-  fmt::print(out, "\n");
-  print_table(out, mixes);
-  fmt::print(out, "\n");
-  print_table(out, cycles);
+  if (mixes.size() > 1) {
+    fmt::print(out, "\n");
+    print_table(out, mixes);
+    fmt::print(out, "\n");
+    print_table(out, cycles);
+  }
+  if (!uncounted.empty()) fmt::print(out, "\n  loops not unrolled, not counted: {}\n", uncounted);
 }
 
 void print_pass(std::FILE* out, const Gpu& gpu, const GpuPass& pass) {

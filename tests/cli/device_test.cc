@@ -106,6 +106,15 @@ TEST_F(DeviceTest, PlanForAGpuSaysWhatIsNotDone) {
   EXPECT_EQ(good(line + " --dtype bf16").find("not used"), std::string::npos);
 }
 
+TEST_F(DeviceTest, PlanForAGpuNamesWhoseInstructionsItDoesNotKnow) {
+  const std::string sign = "\n  loops not unrolled, not counted: ";
+  const std::string line = "plan --gpu a100 --backward --dtype bf16 --shape 1,64,64,1,1,";
+  EXPECT_NE(good(line + "256")
+                .find(sign + "QueryGradients<BFloat16, 256>, KeyGradients<BFloat16, 256>\n"),
+            std::string::npos);
+  EXPECT_EQ(good(line + "128").find(sign), std::string::npos);
+}
+
 TEST_F(DeviceTest, BenchTimesTheEmulator) {
   const std::string text =
       good("bench --shape 1,16,16,1,1,32 --dtype f16 --device emulator --min-time 0.001");
