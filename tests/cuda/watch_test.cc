@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <functional>
 #include <vector>
 
 #include "cuda/kernels/gemm.h"
@@ -11,8 +12,7 @@
 namespace attentile::cuda::test {
 namespace {
 
-// A product in one block, so that questions come in the midst of it; and an order: in which the
-// warps of several blocks reach a counter.
+// A product in one block, so that questions come in the midst of it.
 struct Watched {
   static constexpr int kDepth = 2048;
 
