@@ -138,13 +138,54 @@ struct Unit {
   const char* name;
   double cycles;
 };
-std::vector<Unit> units_of(const cuda::KernelFacts& facts, int32_t threads) {
-  const cuda::TileCycles c = cuda::tile_cycles(facts, threads);
+std::vector<Unit> units_of(const cuda::TileCycles& c) {
   return {{"tensor", c.tensor}, {"issue", c.issue},      {"shared", c.shared},
           {"exp", c.exp},       {"float", c.arithmetic}, {"index", c.index}};
 }
 const char* bound_of(const std::vector<Unit>& units) {
   return std::ranges::max_element(units, {}, &Unit::cycles)->name;
+}
+
+// A full tile of a kernel: its machine code, and what the emulator counts.
+struct Tile {
+  cuda::TileInstructions instructions;
+  cuda::TileCounts counts;
+  std::vector<Unit> units;
+};
+std::optional<Tile> find_tile(const Gpu& gpu, const cuda::LaunchPlan& launch) {
+  const auto* facts = cuda::find_kernel_facts(launch.kernel, gpu.architecture);
+  const auto* counts = cuda::find_tile_counts(launch.kernel);
+  if (facts == nullptr || counts == nullptr) return std::nullopt;
+  return Tile{facts->tile, *counts, units_of(cuda::tile_cycles(*facts, *counts, launch.threads))};
+}
+
+Json tile_facts(const Tile& tile) {
+  const cuda::TileInstructions& t = tile.instructions;
+  const cuda::TileCounts& c = tile.counts;
+  Json json = {{"tile_instructions",
+                {{"mma", t.mma},
+                 {"ldmatrix", t.ldmatrix},
+                 {"copy", t.copy},
+                 {"exp", t.exp},
+                 {"float", t.arithmetic},
+                 {"memory", t.memory},
+                 {"shuffle", t.shuffle},
+                 {"control", t.control},
+                 {"index", t.index},
+                 {"total", t.total()}}},
+               {"tile_counts",
+                {{"mma", c.mma},
+                 {"ex2", c.ex2},
+                 {"copies", c.copies},
+                 {"shared_wavefronts", c.shared_wavefronts},
+                 {"bank_conflicts", c.bank_conflicts},
+                 {"read_bytes", c.read_bytes},
+                 {"read_sectors", c.read_sectors},
+                 {"written_bytes", c.written_bytes},
+                 {"written_sectors", c.written_sectors}}},
+               {"bound", bound_of(tile.units)}};
+  for (const Unit& unit : tile.units) json["tile_cycles"][unit.name] = unit.cycles;
+  return json;
 }
 
 }  // namespace
@@ -168,17 +209,7 @@ Json gpu_facts(const Gpu& gpu, const std::vector<GpuPass>& passes) {
                   {"tile_n", launch.tile_n},
                   {"blocks_per_sm", blocks_per_sm(gpu, launch, facts)}};
       if (facts != nullptr) row["registers"] = facts->registers;
-      if (facts != nullptr && facts->tile.mma > 0) {
-        const cuda::TileInstructions& t = facts->tile;
-        row["tile_instructions"] = {{"mma", t.mma},          {"ldmatrix", t.ldmatrix},
-                                    {"copy", t.copy},        {"exp", t.exp},
-                                    {"float", t.arithmetic}, {"memory", t.memory},
-                                    {"shuffle", t.shuffle},  {"control", t.control},
-                                    {"index", t.index},      {"total", t.total()}};
-        const std::vector<Unit> units = units_of(*facts, launch.threads);
-        for (const Unit& unit : units) row["tile_cycles"][unit.name] = unit.cycles;
-        row["bound"] = bound_of(units);
-      }
+      if (const std::optional<Tile> tile = find_tile(gpu, launch)) row.update(tile_facts(*tile));
       launches.push_back(row);
     }
     json[pass.name] = {{"launches", launches},
@@ -228,34 +259,37 @@ void print_launches(std::FILE* out, const Gpu& gpu, const GpuPass& pass) {
 void print_tiles(std::FILE* out, const Gpu& gpu, const GpuPass& pass) {
   std::vector<Row> mixes = {{"instructions of a warp, a tile", "mma", "ldmatrix", "copy", "exp",
                              "float", "memory", "control", "index", "all"}};
+  std::vector<Row> counts = {{"counted of a block, a tile", "mma", "ex2", "wavefronts", "conflicts",
+                              "bytes read", "sectors", "bytes written", "sectors"}};
   std::vector<Row> cycles = {{"cycles of an SM, a tile of a block", "tensor", "issue", "shared",
                               "exp", "float", "index", "bound"}};
-  std::string uncounted;
+  const auto add = [](std::vector<Row>& rows, const std::string& kernel,
+                      std::initializer_list<int32_t> numbers) {
+    rows.push_back({kernel});
+    for (const int32_t number : numbers) rows.back().push_back(fmt::format("{}", number));
+  };
   for (const cuda::LaunchPlan& launch : pass.plan.launches) {
-    const auto* facts = cuda::find_kernel_facts(launch.kernel, gpu.architecture);
-    if (facts == nullptr || facts->tile.mma == 0) {
-      if (launch.tile_n > 0) uncounted += (uncounted.empty() ? "" : ", ") + launch.kernel;
-      continue;
+    const std::optional<Tile> tile = find_tile(gpu, launch);
+    if (!tile) continue;
+    const cuda::TileInstructions& t = tile->instructions;
+    add(mixes, launch.kernel,
+        {t.mma, t.ldmatrix, t.copy, t.exp, t.arithmetic, t.memory, t.shuffle + t.control, t.index,
+         t.total()});
+    const cuda::TileCounts& c = tile->counts;
+    add(counts, launch.kernel,
+        {c.mma, c.ex2, c.shared_wavefronts, c.bank_conflicts, c.read_bytes, c.read_sectors,
+         c.written_bytes, c.written_sectors});
+    add(cycles, launch.kernel, {});
+    for (const Unit& unit : tile->units) {
+      cycles.back().push_back(fmt::format("{:.0f}", unit.cycles));
     }
-    const cuda::TileInstructions& t = facts->tile;
-    mixes.push_back({launch.kernel});
-    for (const int32_t count : {t.mma, t.ldmatrix, t.copy, t.exp, t.arithmetic, t.memory,
-                                t.shuffle + t.control, t.index, t.total()}) {
-      mixes.back().push_back(fmt::format("{}", count));
-    }
-    cycles.push_back({launch.kernel});
-    const std::vector<Unit> units = units_of(*facts, launch.threads);
-    for (const Unit& unit : units) cycles.back().push_back(fmt::format("{:.0f}", unit.cycles));
-    cycles.back().emplace_back(launch.kernel.starts_with("AtomicGradients") ? "-"
-                                                                            : bound_of(units));
+    cycles.back().emplace_back(bound_of(tile->units));
   }
-  if (mixes.size() > 1) {
+  for (const std::vector<Row>& rows : {mixes, counts, cycles}) {
+    if (rows.size() == 1) continue;
     fmt::print(out, "\n");
-    print_table(out, mixes);
-    fmt::print(out, "\n");
-    print_table(out, cycles);
+    print_table(out, rows);
   }
-  if (!uncounted.empty()) fmt::print(out, "\n  loops not unrolled, not counted: {}\n", uncounted);
 }
 
 void print_pass(std::FILE* out, const Gpu& gpu, const GpuPass& pass) {
@@ -283,12 +317,13 @@ void print_gpu(std::FILE* out, const Gpu& gpu, const std::vector<GpuPass>& passe
   for (const GpuPass& pass : passes) print_pass(out, gpu, pass);
   fmt::print(
       out,
-      "\nTFLOP/s, TB/s: data sheet. Registers, instructions: ptxas and disassembly of nvcc "
-      "13.0. Cycles: each\nunit alone at its peak rate, bound: the largest; what AtomicGradients "
-      "adds in memory is not counted.\n{}No figure of time is predicted.\n",
+      "\nTFLOP/s, TB/s: data sheet. Registers, instructions: ptxas and disassembly of nvcc 13.0. "
+      "Counted: by the\nemulator; wavefronts of shared memory, sectors of 32 bytes. Cycles: each "
+      "unit alone at its peak rate;\nbound: the largest; additions in memory are in none of them. "
+      "No figure of time is predicted.\n{}",
       gpu.architecture < 90 ? ""
-                            : "The peak of products is that of wgmma; these kernels' "
-                              "mma.sync may be slower.\n");
+                            : "The peak of products is that of wgmma; these kernels' mma.sync "
+                              "may be slower.\n");
 }
 
 }  // namespace attentile::cli

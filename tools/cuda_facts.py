@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""What ptxas and the disassembler say of each CUDA kernel: src/cuda/kernel_facts.inc, from which
-`attentile plan --gpu` prints registers, occupancy and the inner loop's instructions.
+"""What `attentile plan --gpu` knows of each CUDA kernel. src/cuda/tile_counts.inc: what the
+emulator counts for one tile of the inner loop; src/cuda/kernel_facts.inc: registers by ptxas, and
+the instructions of that tile in the machine code.
 
-    cuda_facts.py [--cubins FOLDER] [PROGRAM]
+    cuda_facts.py [--cubins FOLDER] [TESTS]
 
-PROGRAM (build/release/bin/attentile) tells the kernels' tiles. Cubins and ptxas's words are taken
-from FOLDER/forward_bf16_sm80.{cubin,log} and so on where they are there and younger than every
-source, else made (minutes).
-nvdisasm comes from PyPI into build/venv.
+TESTS (build/release/tests/attentile_cuda_tests) runs the emulator. Cubins and ptxas's words are
+taken from FOLDER/forward_bf16_sm80.{cubin,log} and so on where they are there and younger than
+every source, else made (minutes). nvdisasm comes from PyPI into build/venv.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import check_cuda_compile
@@ -23,10 +24,10 @@ import sass
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = (80, 90)
-# Products of two matrices per tile, and whose rows pass by: those of keys or those of queries.
-PRODUCTS = {"Forward": (2, "tile_n"), "QueryGradients": (3, "tile_n"),
-            "KeyGradients": (4, "tile_m"), "AtomicGradients": (5, "tile_m"),
-            "BiasGradient": (2, "tile_n")}
+COUNTS = check_cuda_compile.FACTS.with_name("tile_counts.inc")
+# Products of two matrices on each walk over the tiles; of float32, whose QueryGradients walks twice
+# (the counts are of both).
+PRODUCTS = {"Forward": (2,), "QueryGradients": (2, 3), "KeyGradients": (4,), "BiasGradient": (2,)}
 COLUMNS = ("mma", "ldmatrix", "copy", "exp", "float", "memory", "shuffle", "control", "index")
 
 
@@ -39,23 +40,15 @@ def disassembler():
     return found[0]
 
 
-def tiles(program):
-    """Kernel name -> its launch, of calls that reach every kernel with an inner loop."""
-    found = {}
-    for dtype in ("bf16", "f16"):
-        for head_dim in (32, 64, 96, 128, 192, 256):
-            for rows in (1024, 1):
-                for options in ([], ["--softcap", "5"], ["--atomic-dq"]):
-                    backward = ["--backward"] if rows > 1 else []
-                    done = subprocess.run(
-                        [program, "plan", "--gpu", "h200", "--dtype", dtype, "--shape",
-                         f"1,{rows},4096,4,1,{head_dim}", *options, *backward, "--json"],
-                        capture_output=True, text=True, check=True)
-                    gpu = json.loads(done.stdout)["gpu"]
-                    for one in ("forward", "backward"):
-                        for launch in gpu.get(one, {}).get("launches", []):
-                            found[launch["kernel"]] = launch
-    return found
+def counted_tiles(program):
+    """Kernel name -> its tile and what the emulator counts of it."""
+    done = subprocess.run([program, "--gtest_filter=TileCounts.*"], capture_output=True, text=True,
+                          check=False)  # fails where the table is out of date
+    rows = [json.loads(line[len("tile "):]) for line in done.stdout.splitlines()
+            if line.startswith("tile {")]
+    if not rows:
+        sys.exit(f"{program} printed no tiles:\n{done.stdout}{done.stderr}")
+    return {row["kernel"]: row for row in rows}
 
 
 def compiled(source, architecture, folder):
@@ -72,31 +65,34 @@ def compiled(source, architecture, folder):
     return cubin, log.read_text()
 
 
-def loop_of(kernel, lines, launches):
-    """Instructions of a full tile by class; none for kernels without one."""
+def walks_of(kernel, tile):
+    """What a warp does on each walk over a full tile."""
     family = kernel.split("<")[0]
-    head_dim = re.search(r"<\w+, (\d+)", kernel)
-    launch = launches.get(kernel) or launches.get(kernel.replace("Float16", "BFloat16"))
-    if family == "BiasGradient" and head_dim:  # plans have no bias: the tiles of its source
-        launch = {"tile_m": 64, "tile_n": 64 if int(head_dim[1]) <= 128 else 32, "threads": 128}
-    if family not in PRODUCTS or launch is None or "<float" in kernel:
-        return None
-    products, passing = PRODUCTS[family]
-    columns = int(head_dim.group(1))
-    num_mma = products * launch["tile_m"] * launch["tile_n"] * columns // 2048
-    num_copies = 2 * launch[passing] * columns * 2 // 16 // launch["threads"]
-    warps = launch["threads"] // 32
+    columns = int(re.search(r"<\w+, (\d+)", kernel)[1])
+    threads = tile["threads"]
+    mma, ex2, copies = tile["counts"][:3]
     # Of dq's sums, one element a thread at a time.
-    num_atomics = launch["tile_m"] * columns // launch["threads"] \
-        if family == "AtomicGradients" else 0
-    for copies in range(num_copies, -1, -1):
-        found = sass.full_tile(lines, num_mma // warps, copies, num_atomics)
-        if found is not None:
-            return sass.mix(found)
-    return None
+    atomics = tile["tile_m"] * columns // threads if family == "AtomicGradients" else 0
+    if "<float" not in kernel:
+        return [sass.Tile(mma * 32 // threads, copies // threads, atomics, ex2 // threads)]
+    walks = PRODUCTS[family]
+    pairs = tile["tile_m"] * tile["tile_n"]
+    return [sass.Tile(0, copies // threads // len(walks), 0, ex2 // threads // len(walks),
+                      products * pairs * columns // threads) for products in walks]
 
 
-def rows_of(architecture, folder, launches):
+def mix_of(kernel, lines, tile):
+    """Instructions of a full tile by class."""
+    counts = Counter()
+    for walk in walks_of(kernel, tile):
+        found = sass.full_tile(lines, walk)
+        if found is None:
+            sys.exit(f"{kernel}: no way around a loop with {walk}")
+        counts += found
+    return sass.mix(counts)
+
+
+def rows_of(architecture, folder, tiles):
     for source in check_cuda_compile.NUM_KERNELS:
         cubin, log = compiled(source, architecture, folder)
         registers = {name: count for name, count, _, _ in check_cuda_compile.resources(log)}
@@ -104,27 +100,35 @@ def rows_of(architecture, folder, launches):
                                  check=True).stdout
         for mangled, lines in sass.functions(listing).items():
             kernel = check_cuda_compile.plan_name(mangled)
-            mix = loop_of(kernel, lines, launches)
-            counts = ", ".join(str(mix[column]) if mix else "0" for column in COLUMNS)
+            mix = mix_of(kernel, lines, tiles[kernel]) if kernel in tiles else Counter()
+            counts = ", ".join(str(mix[column]) for column in COLUMNS)
             yield f'{{"{kernel}", {architecture}, {registers[mangled]}, {{{counts}}}}},'
             print(f"sm_{architecture} {kernel:40}{registers[mangled]:4} registers  {counts}",
                   flush=True)
+
+
+def write(path, columns, rows):
+    path.write_text("// SPDX-License-Identifier: Apache-2.0\n"
+                    f"// Written by tools/cuda_facts.py: {columns}.\n"
+                    "// clang-format off\n" + "\n".join(rows) + "\n")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cubins", type=Path, default=ROOT / "build/cubins")
-    parser.add_argument("program", nargs="?", default=ROOT / "build/release/bin/attentile")
+    parser.add_argument("tests", nargs="?",
+                        default=ROOT / "build/release/tests/attentile_cuda_tests")
     given = parser.parse_args()
     given.cubins.mkdir(parents=True, exist_ok=True)
-    launches = tiles(given.program)
+    tiles = counted_tiles(given.tests)
+    write(COUNTS, "kernel, then as TileCounts",
+          [f'{{"{kernel}", {", ".join(str(count) for count in tile["counts"])}}},'
+           for kernel, tile in sorted(tiles.items())])
     rows = [row for architecture in ARCHITECTURES
-            for row in sorted(set(rows_of(architecture, given.cubins, launches)))]
-    head = ("// SPDX-License-Identifier: Apache-2.0\n"
-            "// Written by tools/cuda_facts.py: kernel, architecture, registers, and of one full "
-            "tile\n// " + ", ".join(COLUMNS) + ".\n// clang-format off\n")
-    check_cuda_compile.FACTS.write_text(head + "\n".join(rows) + "\n")
+            for row in sorted(set(rows_of(architecture, given.cubins, tiles)))]
+    write(check_cuda_compile.FACTS, "kernel, architecture, registers, and of one full tile\n// "
+          + ", ".join(COLUMNS), rows)
     return 0
 
 

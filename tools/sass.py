@@ -26,11 +26,29 @@ INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]+)\*/\s+(@!?U?P[0-9T]+\s+)?([A-Z0-9_.
 
 
 @dataclass
+class Instruction:
+    """As `@!P0 IADD3 R1, R1.reuse, 0x4, RZ`."""
+
+    guard: str
+    name: str
+    operands: list[str]
+
+    @property
+    def operation(self) -> str:
+        return self.name.split(".")[0]
+
+
+@dataclass
 class Block:
     """Instructions without a jump among them, and the blocks that may follow."""
 
-    counts: Counter[str] = field(default_factory=Counter)
+    code: list[Instruction] = field(default_factory=list)
     next: list[str] = field(default_factory=list)
+
+    @property
+    def counts(self) -> Counter[str]:
+        return Counter(one.name if one.operation == "MUFU" else one.operation
+                       for one in self.code)
 
 
 def functions(listing: str) -> dict[str, list[str]]:
@@ -63,21 +81,22 @@ def blocks_of(lines: list[str]) -> dict[str, Block]:
         if label:
             begin(label.group(1))
             continue
-        instruction = INSTRUCTION.match(line)
-        if not instruction:
+        found = INSTRUCTION.match(line)
+        if not found:
             continue
-        guard, word, rest = instruction.group(2, 3, 4)
-        operation = word.split(".")[0]
-        block.counts[operation] += 1
-        target = re.search(r"`\((\.L_\w+)\)", rest)
-        if operation == "BRA" and target:
-            block.next.append(target.group(1))
+        guard, word, rest = found.group(2, 3, 4)
+        operands = [one.strip().replace(".reuse", "") for one in rest.split(",")]
+        one = Instruction((guard or "").strip(), word, operands)
+        block.code.append(one)
+        target = target_of(one)
+        if target:
+            block.next.append(target)
             conditional = bool(guard) or re.search(r"!?U?P\d", rest)
             if not conditional:
                 open_end = False
             number += 1
             begin(f"{name}+{number}")
-        elif operation in ("EXIT", "RET"):
+        elif one.operation in ("EXIT", "RET"):
             if not guard:
                 open_end = False
             number += 1
@@ -94,49 +113,172 @@ def loops_of(blocks: dict[str, Block]) -> list[list[str]]:
     return sorted(found, key=len)
 
 
-# What makes a tile a full one: a way around the loop may leave out none of it.
-COUNTED = (("HMMA",), ("LDGSTS",), ("RED", "REDG"))
+# --- how often a loop that was not unrolled goes around ------------------------------------------
+
+SUMS = ("IADD3", "UIADD3", "VIADD")
+ZERO = ("RZ", "URZ", "SRZ")
+COMPARES = {"GE": lambda a, b: a >= b, "NE": lambda a, b: a != b, "LT": lambda a, b: a < b,
+            "GT": lambda a, b: a > b, "LE": lambda a, b: a <= b, "EQ": lambda a, b: a == b}
 
 
-def full_tile(lines: list[str], num_mma: int, num_copies: int,
-              num_atomics: int = 0) -> Counter[str] | None:
-    """The fewest instructions of a way around the inner loop with that many mma, copies and
-    atomic additions."""
+def constant(operand: str) -> int | None:
+    if operand in ZERO:
+        return 0
+    return int(operand, 0) if re.fullmatch(r"-?0x[0-9a-f]+|-?\d+", operand) else None
+
+
+def written(code: list[Instruction], register: str) -> int | None:
+    """Where the last instruction that writes a register or predicate is."""
+    for i in reversed(range(len(code))):
+        one = code[i]
+        results = one.operands[:2] if "SETP" in one.name else one.operands[:1]
+        if register in results:
+            return i
+    return None
+
+
+def target_of(one: Instruction) -> str | None:
+    """The label that a jump leads to. Within a kernel ptxas writes far jumps as calls that never
+    return."""
+    found = re.search(r"`\((\.L_\w+)\)", " ".join(one.operands))
+    return found.group(1) if found and one.operation in ("BRA", "CALL") else None
+
+
+def times_around(before: list[Instruction], body: list[Instruction],
+                 labels: list[str]) -> int | None:
+    """Of a loop that counts a register up in constant steps, from 0 or from less than a step (its
+    thread's number), until it reaches a constant; None for any other."""
+    last = len(body) - 1
+    leaves = not body[last].guard  # the jump back is for all: another one leads out of the loop
+    while leaves and last > 0 and not (body[last].guard and target_of(body[last])
+                                       and target_of(body[last]) not in labels):
+        last -= 1
+    jump, predicate = body[last], body[last].guard.lstrip("@!")
+    at = written(body[:last], predicate) if predicate else None
+    if at is not None and body[at].operation == "PLOP3":  # from a uniform predicate
+        uniform = next((one for one in body[at].operands if one.startswith("UP")), "")
+        at = written(body[:at], uniform)
+    if at is None or "SETP" not in body[at].name or body[at].guard:
+        return None
+    counter, limit = body[at].operands[2], constant(body[at].operands[3])
+    sums = [i for i, one in enumerate(body) if one.operands[0] == counter]
+    if limit is None or len(sums) != 1:
+        return None
+    add = body[sums[0]]
+    step = constant(add.operands[2]) if len(add.operands) > 2 else None
+    if add.operation not in SUMS or add.operands[1] != counter or not step or step < 0:
+        return None
+    start = written(before, counter)
+    first = start_of(before[start]) if start is not None else None
+    compare = COMPARES.get(body[at].name.split(".")[1])
+    if compare is None or (first is None and limit % step):
+        return None
+    value, while_true = first or 0, jump.guard.startswith("@!") == leaves
+    for count in range(1, 4097):
+        after = value + step
+        if compare(after if sums[0] < at else value, limit) != while_true:
+            return count
+        value = after
+    return None
+
+
+def start_of(one: Instruction) -> int | None:
+    """The constant that an instruction puts into a register."""
+    if one.operation in ("MOV", "UMOV", "CS2R"):
+        return constant(one.operands[1])
+    if one.name == "IMAD.MOV.U32" and one.operands[1:3] == ["RZ", "RZ"]:
+        return constant(one.operands[3])
+    if one.name == "HFMA2.MMA" and one.operands[1:4] == ["-RZ", "RZ", "0"]:
+        return round(float(one.operands[4]) * 2**24)  # a small integer is a subnormal half
+    return None
+
+
+def repetitions(blocks: dict[str, Block], loop: list[str]) -> dict[str, int]:
+    """How often blocks run on one way around a loop: the product of the times around of the loops
+    within it that they are in. None of those whose loop has no constant number of them."""
+    order = [one for label in blocks for one in blocks[label].code]
+    start: dict[str, int] = {}
+    length = 0
+    for label in blocks:
+        start[label] = length
+        length += len(blocks[label].code)
+    times = dict.fromkeys(loop, 1)
+    inside = [one for one in loops_of({label: blocks[label] for label in loop})
+              if one[0] != loop[0]]
+    heads = Counter(inner[0] for inner in inside)
+    for inner in inside:
+        begin = start[inner[0]]
+        end = start[inner[-1]] + len(blocks[inner[-1]].code)
+        one_way_back = heads[inner[0]] == 1
+        count = times_around(order[:begin], order[begin:end], inner) if one_way_back else None
+        for label in inner:
+            if label in times and count is not None:
+                times[label] *= count
+            else:
+                times.pop(label, None)
+    return times
+
+
+# --- the way around ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Of one warp and a full tile: exactly so many mma, copies and atomic additions; at least so
+    many exponentials (the compiler computes some before a branch knows whether it needs them) and
+    multiply-adds (the products of float32; the softmax has its own)."""
+
+    mma: int = 0
+    copies: int = 0
+    atomics: int = 0
+    ex2: int = 0
+    ffma: int = 0
+
+    def after(self, counts: Counter[str], times: int) -> Tile | None:
+        """What is left when these instructions are done; None if they are too many."""
+        left = Tile(self.mma - times * counts["HMMA"], self.copies - times * counts["LDGSTS"],
+                    self.atomics - times * (counts["RED"] + counts["REDG"]),
+                    max(0, self.ex2 - times * counts["MUFU.EX2"]),
+                    max(0, self.ffma - times * counts["FFMA"]))
+        return None if min(left.mma, left.copies, left.atomics) < 0 else left
+
+
+def full_tile(lines: list[str], tile: Tile) -> Counter[str] | None:
+    """The fewest instructions of a way around the inner loop that computes such a tile."""
     blocks = blocks_of(lines)
     for loop in loops_of(blocks):
-        if sum(blocks[label].counts["HMMA"] for label in loop) < num_mma:
-            continue
-        found = cheapest(blocks, loop, (num_mma, num_copies, num_atomics))
+        found = cheapest(blocks, loop, tile)
         if found is not None:
             return found
     return None
 
 
-def cheapest(blocks: dict[str, Block], loop: list[str],
-             wanted: tuple[int, ...]) -> Counter[str] | None:
-    """Over the loop's blocks in code order, jumps back only to its head; state: how many of
-    COUNTED so far."""
+def cheapest(blocks: dict[str, Block], loop: list[str], tile: Tile) -> Counter[str] | None:
+    """Over the loop's blocks in code order, each as often as the loops within make it run; state:
+    what is left of the tile."""
+    times = repetitions(blocks, loop)
     place = {label: i for i, label in enumerate(loop)}
-    best: list[dict[tuple[int, ...], Counter[str]]] = [{} for _ in loop]
-    best[0][(0,) * len(COUNTED)] = Counter()
+    best: list[dict[Tile, Counter[str]]] = [{} for _ in loop]
+    best[0][tile] = Counter()
     answer: Counter[str] | None = None
     for i, label in enumerate(loop):
-        block = blocks[label]
+        if label not in times:
+            continue
+        own = blocks[label].counts
+        repeated = Counter({name: times[label] * count for name, count in own.items()})
         for before, counts in best[i].items():
-            state = tuple(n + sum(block.counts[name] for name in names)
-                          for n, names in zip(before, COUNTED, strict=True))
-            if any(n > most for n, most in zip(state, wanted, strict=True)):
+            left = before.after(own, times[label])
+            if left is None:
                 continue
-            after = counts + block.counts
-            for target in block.next:
+            after = counts + repeated
+            for target in blocks[label].next:
                 if target == loop[0]:
-                    if state == wanted:
-                        if answer is None or after.total() < answer.total():
-                            answer = after
+                    if left == Tile() and (answer is None or after.total() < answer.total()):
+                        answer = after
                 elif place.get(target, -1) > i:
                     states = best[place[target]]
-                    if state not in states or after.total() < states[state].total():
-                        states[state] = after
+                    if left not in states or after.total() < states[left].total():
+                        states[left] = after
     return answer
 
 
@@ -144,5 +286,5 @@ def mix(counts: Counter[str]) -> Counter[str]:
     """By class; what is in none is index arithmetic."""
     found: Counter[str] = Counter()
     for operation, count in counts.items():
-        found[CLASS_OF.get(operation, "index")] += count
+        found[CLASS_OF.get(operation.split(".")[0], "index")] += count
     return found

@@ -6,8 +6,11 @@
 namespace attentile::cuda {
 namespace {
 
-constexpr KernelFacts kTable[] = {
+constexpr KernelFacts kFacts[] = {
 #include "cuda/kernel_facts.inc"
+};
+constexpr TileCounts kCounts[] = {
+#include "cuda/tile_counts.inc"
 };
 
 // Compilers differ in whether they write a template's default argument.
@@ -21,10 +24,16 @@ bool same_kernel(std::string_view name, std::string_view wanted) {
 }  // namespace
 
 const KernelFacts* find_kernel_facts(std::string_view kernel, int32_t architecture) {
-  const auto* found = std::ranges::find_if(kTable, [&](const KernelFacts& facts) {
+  const auto* found = std::ranges::find_if(kFacts, [&](const KernelFacts& facts) {
     return facts.architecture == architecture && same_kernel(facts.kernel, kernel);
   });
-  return found == std::end(kTable) ? nullptr : found;
+  return found == std::end(kFacts) ? nullptr : found;
+}
+
+const TileCounts* find_tile_counts(std::string_view kernel) {
+  const auto* found = std::ranges::find_if(
+      kCounts, [&](const TileCounts& counts) { return same_kernel(counts.kernel, kernel); });
+  return found == std::end(kCounts) ? nullptr : found;
 }
 
 int32_t blocks_by_registers(int32_t registers, int32_t threads) {
@@ -34,7 +43,7 @@ int32_t blocks_by_registers(int32_t registers, int32_t threads) {
   return 4 * (kQuarter / of_warp) / (threads / 32);
 }
 
-TileCycles tile_cycles(const KernelFacts& facts, int32_t threads) {
+TileCycles tile_cycles(const KernelFacts& facts, const TileCounts& counts, int32_t threads) {
   // Per SM and cycle, from the architectures' white papers: products of two numbers on tensor
   // cores, lanes of float32 and of integers.
   const bool sm90 = facts.architecture >= 90;
@@ -42,10 +51,10 @@ TileCycles tile_cycles(const KernelFacts& facts, int32_t threads) {
   const double float_lanes = sm90 ? 128 : 64;
   const double warps = threads / 32.0;
   const TileInstructions& t = facts.tile;
-  return {.tensor = t.mma * warps * 2048 / products,
+  return {.tensor = counts.mma * 2048 / products,
           .issue = t.total() * warps / 4,
-          .shared = (t.ldmatrix + t.copy) * warps * 512 / 128,
-          .exp = t.exp * warps * 32 / 16,
+          .shared = static_cast<double>(counts.shared_wavefronts),
+          .exp = counts.ex2 / 16.0,
           .arithmetic = t.arithmetic * warps * 32 / float_lanes,
           .index = t.index * warps * 32 / 64};
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What ptxas and the disassembler say of each kernel, as compiled by nvcc 13.0 (kernel_facts.inc,
-// written by tools/cuda_facts.py).
+// What ptxas and the disassembler say of each kernel, as compiled by nvcc 13.0 (kernel_facts.inc),
+// and what the emulator counts of its inner loop (tile_counts.inc); both are written by
+// tools/cuda_facts.py.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +12,7 @@
 namespace attentile::cuda {
 
 // Instructions that a warp executes for one full tile of the inner loop: nothing masked, no special
-// values, no option. All 0 for kernels without such a loop.
+// values, no option, no new maximum. All 0 for kernels without such a loop.
 struct TileInstructions {
   int32_t mma;         // HMMA m16n8k16
   int32_t ldmatrix;    // LDSM, 512 bytes of shared memory each
@@ -35,8 +36,26 @@ struct KernelFacts {
   TileInstructions tile;
 };
 
-// Null for a kernel or an architecture that the table does not have.
+// What the threads of a block do for one full tile, on either architecture.
+struct TileCounts {
+  std::string_view kernel;
+  int32_t mma;                // of warps
+  int32_t ex2;                // of threads
+  int32_t copies;             // cp.async, of threads
+  int32_t shared_wavefronts;  // of 128 bytes, copies' among them
+  int32_t bank_conflicts;     // of these wavefronts, those beyond the fewest possible
+  int32_t read_bytes;         // global memory, as threads ask for it
+  int32_t read_sectors;       // of 32 bytes, as warps ask L2 for it
+  int32_t written_bytes;
+  int32_t written_sectors;
+
+  friend bool operator==(const TileCounts&, const TileCounts&) = default;
+};
+
+// Null for a kernel or an architecture that the tables do not have; kernels without an inner loop
+// have no counts.
 const KernelFacts* find_kernel_facts(std::string_view kernel, int32_t architecture);
+const TileCounts* find_tile_counts(std::string_view kernel);
 
 // Blocks that fit an SM by their registers.
 int32_t blocks_by_registers(int32_t registers, int32_t threads);
@@ -45,11 +64,11 @@ int32_t blocks_by_registers(int32_t registers, int32_t threads);
 struct TileCycles {
   double tensor;  // products
   double issue;   // one instruction a cycle in each quarter of an SM
-  double shared;  // 128 bytes a cycle, of fragments and copies
+  double shared;  // one wavefront a cycle
   double exp;     // 16 a cycle
   double arithmetic;
   double index;
 };
-TileCycles tile_cycles(const KernelFacts& facts, int32_t threads);
+TileCycles tile_cycles(const KernelFacts& facts, const TileCounts& counts, int32_t threads);
 
 }  // namespace attentile::cuda

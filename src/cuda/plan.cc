@@ -2,10 +2,10 @@
 #include "cuda/plan.h"
 
 #include <algorithm>
-#include <string_view>
 
 #include "cuda/backward_kernels.h"
 #include "cuda/forward_kernels.h"
+#include "cuda/kernel_name.h"
 #include "cuda/kernel_type.h"
 #include "cuda/make_backward_params.h"
 #include "cuda/make_params.h"
@@ -25,24 +25,9 @@ Status unsupported(const std::string& sentence) {
   return {StatusCode::kUnsupported, sentence};
 }
 
-// The kernel's type without its namespaces.
-template <class Kernel>
-std::string name_of() {
-  const std::string_view function = __PRETTY_FUNCTION__;
-  const std::string_view mark = "Kernel = ";
-  const size_t begin = function.find(mark) + mark.size();
-  std::string name(function.substr(begin, function.find_first_of(";]", begin) - begin));
-  for (const std::string_view space : {"attentile::", "cuda::"}) {
-    for (size_t at = name.find(space); at != std::string::npos; at = name.find(space)) {
-      name.erase(at, space.size());
-    }
-  }
-  return name;
-}
-
 template <class Kernel>
 LaunchPlan plan_launch(int64_t blocks) {
-  LaunchPlan launch = {.kernel = name_of<Kernel>(),
+  LaunchPlan launch = {.kernel = kernel_name<Kernel>(),
                        .blocks = blocks,
                        .threads = Kernel::kThreads,
                        .shared_bytes = Kernel::kSharedBytes};

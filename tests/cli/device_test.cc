@@ -106,13 +106,31 @@ TEST_F(DeviceTest, PlanForAGpuSaysWhatIsNotDone) {
   EXPECT_EQ(good(line + " --dtype bf16").find("not used"), std::string::npos);
 }
 
-TEST_F(DeviceTest, PlanForAGpuNamesWhoseInstructionsItDoesNotKnow) {
-  const std::string sign = "\n  loops not unrolled, not counted: ";
-  const std::string line = "plan --gpu a100 --backward --dtype bf16 --shape 1,64,64,1,1,";
-  EXPECT_NE(good(line + "256")
-                .find(sign + "QueryGradients<BFloat16, 256>, KeyGradients<BFloat16, 256>\n"),
-            std::string::npos);
-  EXPECT_EQ(good(line + "128").find(sign), std::string::npos);
+// Of every kernel with an inner loop: its instructions, what the emulator counts, what bounds it.
+TEST_F(DeviceTest, PlanForAGpuCountsEveryTile) {
+  for (const char* line :
+       {"h200 --dtype bf16 --shape 1,64,64,1,1,256", "a100 --shape 1,64,64,1,1,128",
+        "h200 --dtype f16 --shape 1,64,64,1,1,192 --atomic-dq"}) {
+    const std::string plan = std::string("plan --backward --gpu ") + line;
+    const std::string text = good(plan);
+    for (const char* pass : {"forward", "backward"}) {
+      for (const Json& launch : json(plan + " --json")["gpu"][pass]["launches"]) {
+        if (launch["tile_n"] == 0) continue;
+        EXPECT_GT(launch["tile_instructions"]["total"], 0) << launch;
+        EXPECT_GT(launch["tile_counts"]["shared_wavefronts"], 0) << launch;
+        EXPECT_GT(launch["tile_cycles"]["issue"], 0) << launch;
+        const double most = launch["tile_cycles"][launch["bound"].get<std::string>()];
+        for (const Json& cycles : launch["tile_cycles"]) EXPECT_LE(cycles, most) << launch;
+        const std::string kernel = launch["kernel"];
+        size_t rows = 0;
+        for (size_t at = text.find(kernel); at != std::string::npos;
+             at = text.find(kernel, at + 1)) {
+          ++rows;
+        }
+        EXPECT_EQ(rows, 4u) << kernel << "\n" << text;
+      }
+    }
+  }
 }
 
 TEST_F(DeviceTest, BenchTimesTheEmulator) {

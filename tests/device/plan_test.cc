@@ -5,8 +5,8 @@
 
 #include <gtest/gtest.h>
 
+#include <map>
 #include <random>
-#include <set>
 #include <string>
 
 #include "cuda/backend.h"
@@ -191,19 +191,27 @@ TEST(DevicePlan, BlocksPerSm) {
   EXPECT_EQ(many.blocks_per_sm(kA100), 2);
 }
 
-// Whatever a plan may launch, on either architecture; and nothing that no plan launches.
-TEST(KernelFacts, KnowsEveryKernelOfEveryPlan) {
-  Random random(6);
-  std::set<std::string> kernels;
-  for (int n = 0; n < 20'000; ++n) {
-    const Problem problem = random_problem(random);
-    for (const DeviceLimits& limits : {kH200, kSmall}) {
-      const Result<DevicePlan> plan = make_plan(problem, limits);
-      if (!plan.ok()) continue;
-      for (const LaunchPlan& launch : plan->launches) kernels.insert(launch.kernel);
+// Kernel -> its launch, of whatever plans may launch.
+const std::map<std::string, LaunchPlan>& all_launches() {
+  static const auto launches = [] {
+    Random random(6);
+    std::map<std::string, LaunchPlan> found;
+    for (int n = 0; n < 20'000; ++n) {
+      const Problem problem = random_problem(random);
+      for (const DeviceLimits& limits : {kH200, kSmall}) {
+        const Result<DevicePlan> plan = make_plan(problem, limits);
+        if (!plan.ok()) continue;
+        for (const LaunchPlan& launch : plan->launches) found.emplace(launch.kernel, launch);
+      }
     }
-  }
-  for (const std::string& kernel : kernels) {
+    return found;
+  }();
+  return launches;
+}
+
+// Of either architecture; and nothing that no plan launches.
+TEST(KernelFacts, KnowsEveryKernelOfEveryPlan) {
+  for (const auto& [kernel, launch] : all_launches()) {
     for (const int32_t architecture : {80, 90}) {
       const KernelFacts* facts = find_kernel_facts(kernel, architecture);
       ASSERT_NE(facts, nullptr) << kernel;
@@ -211,36 +219,49 @@ TEST(KernelFacts, KnowsEveryKernelOfEveryPlan) {
       EXPECT_LE(facts->registers, 255) << kernel;
     }
   }
-  EXPECT_EQ(kernels.size(), 94u);
+  EXPECT_EQ(all_launches().size(), 94u);
   EXPECT_EQ(find_kernel_facts("Forward<Float16, 48, true>", 80), nullptr);
 }
 
-// Of kernels of 16 bits whose inner loops are unrolled, the instructions of a tile.
-TEST(KernelFacts, KnowsTheTilesOfPlainCalls) {
-  for (const std::string dtype : {"Float16", "BFloat16"}) {
-    for (const int64_t head_dim : {32, 64, 96, 128}) {
-      const std::string classes = "<" + dtype + ", " + std::to_string(head_dim);
-      const std::string plain = head_dim > 64 ? ", false>" : ", true>";
-      for (const std::string& kernel :
-           {"Forward" + classes + plain, "QueryGradients" + classes + ">",
-            "KeyGradients" + classes + ">", "AtomicGradients" + classes + ">"}) {
-        for (const int32_t architecture : {80, 90}) {
-          const KernelFacts* facts = find_kernel_facts(kernel, architecture);
-          ASSERT_NE(facts, nullptr) << kernel;
-          EXPECT_GT(facts->tile.mma, 0) << kernel;
-        }
-      }
+// The machine code that is read as one tile does what the emulator counts for one: every mma and
+// copy, no exponential less, at least as many wavefronts as fragments and copies take.
+TEST(KernelFacts, MachineCodeAndEmulatorAgreeOnATile) {
+  int tiles = 0;
+  for (const auto& [kernel, launch] : all_launches()) {
+    const TileCounts* counts = find_tile_counts(kernel);
+    const bool has_loop = kernel.starts_with("Forward") || launch.tile_m * launch.tile_n > 0;
+    ASSERT_EQ(counts != nullptr, has_loop) << kernel;
+    if (!has_loop) continue;
+    ++tiles;
+    for (const int32_t architecture : {80, 90}) {
+      const TileInstructions& tile = find_kernel_facts(kernel, architecture)->tile;
+      const int32_t threads = launch.threads;
+      EXPECT_EQ(tile.mma * threads / 32, counts->mma) << kernel;
+      EXPECT_EQ(tile.copy * threads, counts->copies) << kernel;
+      EXPECT_GE(tile.exp * threads, counts->ex2) << kernel;
+      EXPECT_LE((tile.ldmatrix + tile.copy) * threads / 32 * 4, counts->shared_wavefronts)
+          << kernel;
+      EXPECT_GT(tile.index, 0) << kernel;
     }
   }
+  EXPECT_EQ(tiles, 82);
 }
 
-// Two products of a tile of 128 x 64 pairs at head_dim 128: as many mma as its sizes ask for.
+// Two products of a tile of 128 x 64 pairs at head_dim 128; of 64 x 32 pairs in float32.
 TEST(KernelFacts, CountsTheProductsOfATile) {
   const KernelFacts* facts = find_kernel_facts("Forward<BFloat16, 128, false>", 80);
   ASSERT_NE(facts, nullptr);
   EXPECT_EQ(facts->tile.mma * 4, 2 * 128 * 64 * 128 / 2048);
-  const TileCycles cycles = tile_cycles(*facts, 128);
+  const TileCycles cycles = tile_cycles(*facts, *find_tile_counts(facts->kernel), 128);
   EXPECT_EQ(cycles.tensor, 2.0 * 128 * 64 * 128 / 1024);
+  EXPECT_EQ(cycles.exp, 128 * 64 / 16.0);
+
+  const KernelFacts* single = find_kernel_facts("Forward<float, 128, true, true>", 90);
+  ASSERT_NE(single, nullptr);
+  EXPECT_GE(single->tile.arithmetic * 128, 2 * 64 * 32 * 128);
+  const TileCycles alone = tile_cycles(*single, *find_tile_counts(single->kernel), 128);
+  EXPECT_EQ(alone.tensor, 0);
+  EXPECT_GE(alone.arithmetic, 2.0 * 64 * 32 * 128 / 128);
 }
 
 TEST(KernelFacts, RegistersLimitBlocks) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/emulator/device.h"
+#include "cuda/kernel_name.h"
 
 namespace attentile::cuda::emulator {
 
@@ -19,7 +20,10 @@ Report run_launches(Device& device, const Pass& pass) {
   Report all;
   all.completed = true;  // nothing to do is done
   pass([&]<class Kernel>(int64_t blocks, const auto& params) {
-    all.add(device.launch<Kernel>({static_cast<uint32_t>(blocks)}, Kernel::kSharedBytes, params));
+    const Report one =
+        device.launch<Kernel>({static_cast<uint32_t>(blocks)}, Kernel::kSharedBytes, params);
+    all.add(one);
+    all.kernels[kernel_name<Kernel>()].add(one.total);
     return all.clean();
   });
   device.expect_blocks(0);

@@ -70,6 +70,7 @@ void Report::add(const Report& later) {
   findings.insert(findings.end(), later.findings.begin(), later.findings.end());
   total.add(later.total);
   for (const auto& [line, counters] : later.lines) lines[line].add(counters);
+  for (const auto& [kernel, counters] : later.kernels) kernels[kernel].add(counters);
   switches += later.switches;
   instructions += later.instructions;
   completed = completed && later.completed;

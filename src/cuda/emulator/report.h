@@ -83,6 +83,7 @@ struct Report {
   std::vector<Finding> findings;
   Counters total;
   std::map<SourceLine, Counters> lines;
+  std::map<std::string, Counters> kernels;  // of a pass: total of each kernel, by its name
   uint64_t switches = 0;      // of fibers
   uint64_t instructions = 0;  // wrapper calls that the emulator saw
   bool completed = false;     // every thread reached its end

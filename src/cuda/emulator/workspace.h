@@ -10,29 +10,29 @@
 
 namespace attentile::cuda::emulator {
 
-// Memory for the length of a call, at a multiple of 16 bytes: as on a GPU, nobody has filled it.
+// Memory for the length of a call, where cudaMalloc would put it: nobody has filled it.
 class Workspace {
  public:
-  Workspace(Device& device, int64_t bytes) : device_(device), words_(ceil_div(bytes, 16)) {
+  Workspace(Device& device, int64_t bytes) : device_(device), lines_(ceil_div(bytes, 256)) {
     if (bytes > 0) {
       device.register_memory(data(), static_cast<size_t>(bytes),
                              {.name = "workspace", .initialised = false});
     }
   }
   ~Workspace() {
-    if (!words_.empty()) device_.forget_memory(data());
+    if (!lines_.empty()) device_.forget_memory(data());
   }
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
 
-  char* data() { return reinterpret_cast<char*>(words_.data()); }
+  char* data() { return reinterpret_cast<char*>(lines_.data()); }
 
  private:
-  struct alignas(16) Word {
-    char byte[16];
+  struct alignas(256) Line {
+    char byte[256];
   };
   Device& device_;
-  std::vector<Word> words_;
+  std::vector<Line> lines_;
 };
 
 }  // namespace attentile::cuda::emulator
