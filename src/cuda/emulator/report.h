@@ -84,9 +84,9 @@ struct Report {
   Counters total;
   std::map<SourceLine, Counters> lines;
   std::map<std::string, Counters> kernels;  // of a pass: total of each kernel, by its name
-  uint64_t switches = 0;      // of fibers
-  uint64_t instructions = 0;  // wrapper calls that the emulator saw
-  bool completed = false;     // every thread reached its end
+  uint64_t switches = 0;                    // of fibers
+  uint64_t instructions = 0;                // wrapper calls that the emulator saw
+  bool completed = false;                   // every thread reached its end
 
   void add(const Report& later);  // of a launch after this one
   bool clean() const { return completed && findings.empty(); }
