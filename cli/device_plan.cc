@@ -142,15 +142,18 @@ std::vector<Unit> units_of(const cuda::TileCycles& c) {
   return {{"tensor", c.tensor}, {"issue", c.issue},      {"shared", c.shared},
           {"exp", c.exp},       {"float", c.arithmetic}, {"index", c.index}};
 }
-const char* bound_of(const std::vector<Unit>& units) {
-  return std::ranges::max_element(units, {}, &Unit::cycles)->name;
-}
 
 // A full tile of a kernel: its machine code, and what the emulator counts.
 struct Tile {
   cuda::TileInstructions instructions;
   cuda::TileCounts counts;
   std::vector<Unit> units;
+
+  // Not known of kernels that add to memory in their loop, at a rate which no data sheet tells.
+  const char* bound() const {
+    if (counts.written_bytes > 0) return nullptr;
+    return std::ranges::max_element(units, {}, &Unit::cycles)->name;
+  }
 };
 std::optional<Tile> find_tile(const Gpu& gpu, const cuda::LaunchPlan& launch) {
   const auto* facts = cuda::find_kernel_facts(launch.kernel, gpu.architecture);
@@ -183,7 +186,8 @@ Json tile_facts(const Tile& tile) {
                  {"read_sectors", c.read_sectors},
                  {"written_bytes", c.written_bytes},
                  {"written_sectors", c.written_sectors}}},
-               {"bound", bound_of(tile.units)}};
+               {"bound", nullptr}};
+  if (tile.bound() != nullptr) json["bound"] = tile.bound();
   for (const Unit& unit : tile.units) json["tile_cycles"][unit.name] = unit.cycles;
   return json;
 }
@@ -283,12 +287,12 @@ void print_tiles(std::FILE* out, const Gpu& gpu, const GpuPass& pass) {
     for (const Unit& unit : tile->units) {
       cycles.back().push_back(fmt::format("{:.0f}", unit.cycles));
     }
-    cycles.back().emplace_back(bound_of(tile->units));
+    cycles.back().emplace_back(tile->bound() == nullptr ? "-" : tile->bound());
   }
-  for (const std::vector<Row>& rows : {mixes, counts, cycles}) {
-    if (rows.size() == 1) continue;
+  if (mixes.size() == 1) return;
+  for (const std::vector<Row>* rows : {&mixes, &counts, &cycles}) {
     fmt::print(out, "\n");
-    print_table(out, rows);
+    print_table(out, *rows);
   }
 }
 
@@ -319,8 +323,9 @@ void print_gpu(std::FILE* out, const Gpu& gpu, const std::vector<GpuPass>& passe
       out,
       "\nTFLOP/s, TB/s: data sheet. Registers, instructions: ptxas and disassembly of nvcc 13.0. "
       "Counted: by the\nemulator; wavefronts of shared memory, sectors of 32 bytes. Cycles: each "
-      "unit alone at its peak rate;\nbound: the largest; additions in memory are in none of them. "
-      "No figure of time is predicted.\n{}",
+      "unit alone at its peak rate;\nbound: the largest, unless the loop adds to memory. No figure "
+      "of "
+      "time is predicted.\n{}",
       gpu.architecture < 90 ? ""
                             : "The peak of products is that of wgmma; these kernels' mma.sync "
                               "may be slower.\n");

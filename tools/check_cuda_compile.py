@@ -74,8 +74,12 @@ def plan_name(mangled):
     """As LaunchPlan.kernel: without namespaces and default arguments."""
     words = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True).stdout
     name = re.search(r"kernel_entry<(.*?) ?>\(", words).group(1)
-    name = re.sub(r"attentile::|cuda::|\(bool\)|\(int\)", "", name).replace(" >", ">")
-    return name[:-len(", false>")] + ">" if re.search(r"<.*,.*,.*, false>$", name) else name
+    return short_name(re.sub(r"attentile::|cuda::|\(bool\)|\(int\)", "", name).replace(" >", ">"))
+
+
+def short_name(kernel):
+    """Without the default argument."""
+    return kernel[:-len(", false>")] + ">" if re.search(r"<.*,.*,.*, false>$", kernel) else kernel
 
 
 def recorded_registers():

@@ -13,6 +13,7 @@ every source, else made (minutes). nvdisasm comes from PyPI into build/venv.
 
 import argparse
 import json
+import math
 import re
 import subprocess
 import sys
@@ -25,9 +26,7 @@ import sass
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = (80, 90)
 COUNTS = check_cuda_compile.FACTS.with_name("tile_counts.inc")
-# Products of two matrices on each walk over the tiles; of float32, whose QueryGradients walks twice
-# (the counts are of both).
-PRODUCTS = {"Forward": (2,), "QueryGradients": (2, 3), "KeyGradients": (4,), "BiasGradient": (2,)}
+FAMILIES = ("Forward", "QueryGradients", "KeyGradients", "AtomicGradients", "BiasGradient")
 COLUMNS = ("mma", "ldmatrix", "copy", "exp", "float", "memory", "shuffle", "control", "index")
 
 
@@ -46,9 +45,9 @@ def counted_tiles(program):
                           check=False)  # fails where the table is out of date
     rows = [json.loads(line[len("tile "):]) for line in done.stdout.splitlines()
             if line.startswith("tile {")]
-    if not rows:
-        sys.exit(f"{program} printed no tiles:\n{done.stdout}{done.stderr}")
-    return {row["kernel"]: row for row in rows}
+    if not rows or done.returncode not in (0, 1):
+        sys.exit(f"{program} did not count all tiles:\n{done.stdout}{done.stderr}")
+    return {check_cuda_compile.short_name(row["kernel"]): row for row in rows}
 
 
 def compiled(source, architecture, folder):
@@ -66,30 +65,65 @@ def compiled(source, architecture, folder):
 
 
 def walks_of(kernel, tile):
-    """What a warp does on each walk over a full tile."""
+    """What the warps do on their way around the loop for one full tile: (warps, sass.Tile)."""
     family = kernel.split("<")[0]
     columns = int(re.search(r"<\w+, (\d+)", kernel)[1])
     threads = tile["threads"]
+    warps = threads // 32
     mma, ex2, copies = tile["counts"][:3]
-    # Of dq's sums, one element a thread at a time.
-    atomics = tile["tile_m"] * columns // threads if family == "AtomicGradients" else 0
-    if "<float" not in kernel:
-        return [sass.Tile(mma * 32 // threads, copies // threads, atomics, ex2 // threads)]
-    walks = PRODUCTS[family]
     pairs = tile["tile_m"] * tile["tile_n"]
-    return [sass.Tile(0, copies // threads // len(walks), 0, ex2 // threads // len(walks),
-                      products * pairs * columns // threads) for products in walks]
+    bias = pairs // threads if family == "BiasGradient" else 0  # always there, a load an element
+    if "<float" not in kernel:
+        # Of dq's sums, one element a thread at a time.
+        atomics = tile["tile_m"] * columns // threads if family == "AtomicGradients" else 0
+        return [(warps, sass.Tile(mma // warps, copies // threads, atomics, ex2 // threads,
+                                  ldg=bias))]
+    return [(warps, sass.Tile(copies=copies // threads // walks,
+                              ex2=int(ex2 // pair_threads // walks), ffma=ffma, fadd=fadd,
+                              ldg=bias))
+            for warps, walks, pair_threads, ffma, fadd
+            in float32_walks(family, tile, columns)]
+
+
+def float32_walks(family, tile, columns):
+    """Of float32: (warps, how many such walks they do, threads that compute weights, multiply-adds
+    of a thread, additions)."""
+    threads = tile["threads"]
+    warps = threads // 32
+    pair_threads = 32 * tile["pair_warps"]
+    pairs = tile["tile_m"] * tile["tile_n"]
+    product = pairs * columns // threads
+    if family == "Forward":
+        return [(warps, 1, threads, 2 * product, 0)]
+    # A weight takes six multiply-adds of its own, eight additions and one for dS; sums over rows
+    # one and 13. S and dP are added up in parts of 32.
+    weights = pairs // pair_threads
+    additions = weights * (columns // 16 + 9)
+    if family == "BiasGradient":
+        return [(warps, 1, threads, 2 * product + 6 * weights, additions)]
+    if family == "QueryGradients":  # first for the sums of P dP and of P alone
+        return [(warps, 2, threads, 2 * product + 7 * weights, additions + 12 * weights),
+                (warps, 2, threads, 3 * product + 6 * weights, additions)]
+    pair_product = pairs * columns // pair_threads
+    found = [(tile["pair_warps"], 1, pair_threads,
+              2 * pair_product + 2 * product + 7 * weights, additions)]
+    if pair_threads < threads:
+        found.append((warps - tile["pair_warps"], 1, math.inf, 2 * product, 0))
+    return found
 
 
 def mix_of(kernel, lines, tile):
-    """Instructions of a full tile by class."""
+    """Of a full tile, instructions of a warp by class (the mean, where warps differ) and wavefronts
+    of the block."""
     counts = Counter()
-    for walk in walks_of(kernel, tile):
+    for warps, walk in walks_of(kernel, tile):
         found = sass.full_tile(lines, walk)
         if found is None:
             sys.exit(f"{kernel}: no way around a loop with {walk}")
-        counts += found
-    return sass.mix(counts)
+        counts += Counter({name: warps * count for name, count in found.items()})
+    of_warp = {name: round(count * 32 / tile["threads"]) for name, count in
+               sass.mix(counts).items()}
+    return of_warp | {"wavefronts": sass.wavefronts(counts)}
 
 
 def rows_of(architecture, folder, tiles):
@@ -100,11 +134,15 @@ def rows_of(architecture, folder, tiles):
                                  check=True).stdout
         for mangled, lines in sass.functions(listing).items():
             kernel = check_cuda_compile.plan_name(mangled)
-            mix = mix_of(kernel, lines, tiles[kernel]) if kernel in tiles else Counter()
-            counts = ", ".join(str(mix[column]) for column in COLUMNS)
-            yield f'{{"{kernel}", {architecture}, {registers[mangled]}, {{{counts}}}}},'
-            print(f"sm_{architecture} {kernel:40}{registers[mangled]:4} registers  {counts}",
-                  flush=True)
+            if kernel.startswith(FAMILIES) and kernel not in tiles:
+                sys.exit(f"{kernel}: TileCounts does not count it")
+            mix = mix_of(kernel, lines, tiles[kernel]) if kernel in tiles else {}
+            counts = ", ".join(str(mix.get(column, 0)) for column in COLUMNS)
+            wavefronts = mix.get("wavefronts", 0)
+            yield (f'{{"{kernel}", {architecture}, {registers[mangled]}, {{{counts}}}, '
+                   f'{wavefronts}}},')
+            print(f"sm_{architecture} {kernel:40}{registers[mangled]:4} registers  {counts}, "
+                  f"{wavefronts}", flush=True)
 
 
 def write(path, columns, rows):
@@ -127,8 +165,8 @@ def main():
            for kernel, tile in sorted(tiles.items())])
     rows = [row for architecture in ARCHITECTURES
             for row in sorted(set(rows_of(architecture, given.cubins, tiles)))]
-    write(check_cuda_compile.FACTS, "kernel, architecture, registers, and of one full tile\n// "
-          + ", ".join(COLUMNS), rows)
+    write(check_cuda_compile.FACTS, "kernel, architecture, registers, of one full tile\n// "
+          + ", ".join(COLUMNS) + "; wavefronts", rows)
     return 0
 
 

@@ -22,6 +22,9 @@ CLASSES = {
                 "BREAK", "YIELD", "CALL", "RET"),
 }
 CLASS_OF = {name: kind for kind, names in CLASSES.items() for name in names}
+# Of 128 bytes, that a warp's access of that width takes where no two lanes meet in a bank.
+WAVEFRONTS = {"LDSM.4": 4, "STSM.4": 4, "LDGSTS.128": 4, "LDS.128": 4, "STS.128": 4, "LDS.64": 2,
+              "STS.64": 2, "LDS": 1, "STS": 1}
 INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]+)\*/\s+(@!?U?P[0-9T]+\s+)?([A-Z0-9_.]+)(.*?);")
 
 
@@ -37,6 +40,17 @@ class Instruction:
     def operation(self) -> str:
         return self.name.split(".")[0]
 
+    @property
+    def counted_as(self) -> str:
+        """The operation, with what tells exponentials, and widths in shared memory, apart."""
+        if self.guard == "@!PT":
+            return "NOP"
+        last = self.name.split(".")[-1]
+        in_shared = self.operation in ("LDS", "STS", "LDSM", "STSM", "LDGSTS")
+        if self.operation == "MUFU" or (in_shared and last in ("4", "64", "128")):
+            return f"{self.operation}.{last}"
+        return self.operation
+
 
 @dataclass
 class Block:
@@ -47,8 +61,7 @@ class Block:
 
     @property
     def counts(self) -> Counter[str]:
-        return Counter(one.name if one.operation == "MUFU" else one.operation
-                       for one in self.code)
+        return Counter(one.counted_as for one in self.code)
 
 
 def functions(listing: str) -> dict[str, list[str]]:
@@ -117,6 +130,7 @@ def loops_of(blocks: dict[str, Block]) -> list[list[str]]:
 
 SUMS = ("IADD3", "UIADD3", "VIADD")
 ZERO = ("RZ", "URZ", "SRZ")
+MOST_TIMES = 4096  # around any loop within a tile's
 COMPARES = {"GE": lambda a, b: a >= b, "NE": lambda a, b: a != b, "LT": lambda a, b: a < b,
             "GT": lambda a, b: a > b, "LE": lambda a, b: a <= b, "EQ": lambda a, b: a == b}
 
@@ -128,10 +142,13 @@ def constant(operand: str) -> int | None:
 
 
 def written(code: list[Instruction], register: str) -> int | None:
-    """Where the last instruction that writes a register or predicate is."""
+    """Where the last instruction in code order that writes a register or predicate is; of loads
+    into several registers only the first counts."""
     for i in reversed(range(len(code))):
         one = code[i]
         results = one.operands[:2] if "SETP" in one.name else one.operands[:1]
+        if one.name == "CS2R":  # a pair
+            results = results + [f"R{int(results[0][1:]) + 1}"]
         if register in results:
             return i
     return None
@@ -146,8 +163,8 @@ def target_of(one: Instruction) -> str | None:
 
 def times_around(before: list[Instruction], body: list[Instruction],
                  labels: list[str]) -> int | None:
-    """Of a loop that counts a register up in constant steps, from 0 or from less than a step (its
-    thread's number), until it reaches a constant; None for any other."""
+    """Of a loop that counts a register up in constant steps from one constant to another; None for
+    any other."""
     last = len(body) - 1
     leaves = not body[last].guard  # the jump back is for all: another one leads out of the loop
     while leaves and last > 0 and not (body[last].guard and target_of(body[last])
@@ -169,12 +186,12 @@ def times_around(before: list[Instruction], body: list[Instruction],
     if add.operation not in SUMS or add.operands[1] != counter or not step or step < 0:
         return None
     start = written(before, counter)
-    first = start_of(before[start]) if start is not None else None
+    value = start_of(before[start]) if start is not None else None
     compare = COMPARES.get(body[at].name.split(".")[1])
-    if compare is None or (first is None and limit % step):
+    if compare is None or value is None:
         return None
-    value, while_true = first or 0, jump.guard.startswith("@!") == leaves
-    for count in range(1, 4097):
+    while_true = jump.guard.startswith("@!") == leaves
+    for count in range(1, MOST_TIMES):
         after = value + step
         if compare(after if sums[0] < at else value, limit) != while_true:
             return count
@@ -221,26 +238,38 @@ def repetitions(blocks: dict[str, Block], loop: list[str]) -> dict[str, int]:
 
 # --- the way around ------------------------------------------------------------------------------
 
+FEW_EX2 = 4
+FEW_FFMA = 16
+
 
 @dataclass(frozen=True)
 class Tile:
-    """Of one warp and a full tile: exactly so many mma, copies and atomic additions; at least so
-    many exponentials (the compiler computes some before a branch knows whether it needs them) and
-    multiply-adds (the products of float32; the softmax has its own)."""
+    """Of one warp and a full tile: exactly so many mma, copies and atomic additions; so many
+    exponentials and multiply-adds or a few more (the compiler computes some before a branch knows
+    whether it needs them); at least so many additions and loads."""
 
     mma: int = 0
     copies: int = 0
     atomics: int = 0
     ex2: int = 0
-    ffma: int = 0
+    ffma: int | None = None  # any number
+    fadd: int = 0
+    ldg: int = 0
 
     def after(self, counts: Counter[str], times: int) -> Tile | None:
         """What is left when these instructions are done; None if they are too many."""
-        left = Tile(self.mma - times * counts["HMMA"], self.copies - times * counts["LDGSTS"],
+        left = Tile(self.mma - times * counts["HMMA"], self.copies - times * counts["LDGSTS.128"],
                     self.atomics - times * (counts["RED"] + counts["REDG"]),
-                    max(0, self.ex2 - times * counts["MUFU.EX2"]),
-                    max(0, self.ffma - times * counts["FFMA"]))
-        return None if min(left.mma, left.copies, left.atomics) < 0 else left
+                    self.ex2 - times * counts["MUFU.EX2"],
+                    None if self.ffma is None else self.ffma - times * counts["FFMA"],
+                    max(0, self.fadd - times * counts["FADD"]),
+                    max(0, self.ldg - times * counts["LDG"]))
+        return None if min(left.mma, left.copies, left.atomics, left.ex2 + FEW_EX2,
+                           (left.ffma or 0) + FEW_FFMA) < 0 else left
+
+    def is_done(self) -> bool:
+        exact = self.mma == self.copies == self.atomics == self.fadd == self.ldg == 0
+        return exact and self.ex2 <= 0 and (self.ffma or 0) <= 0
 
 
 def full_tile(lines: list[str], tile: Tile) -> Counter[str] | None:
@@ -273,13 +302,18 @@ def cheapest(blocks: dict[str, Block], loop: list[str], tile: Tile) -> Counter[s
             after = counts + repeated
             for target in blocks[label].next:
                 if target == loop[0]:
-                    if left == Tile() and (answer is None or after.total() < answer.total()):
+                    if left.is_done() and (answer is None or after.total() < answer.total()):
                         answer = after
                 elif place.get(target, -1) > i:
                     states = best[place[target]]
                     if left not in states or after.total() < states[left].total():
                         states[left] = after
     return answer
+
+
+def wavefronts(counts: Counter[str]) -> int:
+    """Of shared memory, without bank conflicts."""
+    return sum(count * WAVEFRONTS.get(name, 0) for name, count in counts.items())
 
 
 def mix(counts: Counter[str]) -> Counter[str]:

@@ -53,7 +53,7 @@ TileCycles tile_cycles(const KernelFacts& facts, const TileCounts& counts, int32
   const TileInstructions& t = facts.tile;
   return {.tensor = counts.mma * 2048 / products,
           .issue = t.total() * warps / 4,
-          .shared = static_cast<double>(counts.shared_wavefronts),
+          .shared = static_cast<double>(facts.wavefronts + counts.bank_conflicts),
           .exp = counts.ex2 / 16.0,
           .arithmetic = t.arithmetic * warps * 32 / float_lanes,
           .index = t.index * warps * 32 / 64};

@@ -11,8 +11,9 @@
 
 namespace attentile::cuda {
 
-// Instructions that a warp executes for one full tile of the inner loop: nothing masked, no special
-// values, no option, no new maximum. All 0 for kernels without such a loop.
+// Instructions that a warp executes for one full tile of the inner loop (the mean, where warps
+// differ): nothing masked, no special values, no option (but BiasGradient's bias), no new maximum.
+// All 0 for kernels without such a loop.
 struct TileInstructions {
   int32_t mma;         // HMMA m16n8k16
   int32_t ldmatrix;    // LDSM, 512 bytes of shared memory each
@@ -34,9 +35,11 @@ struct KernelFacts {
   int32_t architecture;     // 80 or 90
   int32_t registers;        // of a thread
   TileInstructions tile;
+  int32_t wavefronts;  // of shared memory, of a block for that tile, without bank conflicts
 };
 
-// What the threads of a block do for one full tile, on either architecture.
+// What the emulator counts of a block for one full tile. It runs the source: what the compiler
+// leaves out of loads from shared memory is counted here too.
 struct TileCounts {
   std::string_view kernel;
   int32_t mma;                // of warps
@@ -45,7 +48,7 @@ struct TileCounts {
   int32_t shared_wavefronts;  // of 128 bytes, copies' among them
   int32_t bank_conflicts;     // of these wavefronts, those beyond the fewest possible
   int32_t read_bytes;         // global memory, as threads ask for it
-  int32_t read_sectors;       // of 32 bytes, as warps ask L2 for it
+  int32_t read_sectors;       // distinct ones of 32 bytes per instruction of a warp
   int32_t written_bytes;
   int32_t written_sectors;
 
@@ -64,7 +67,7 @@ int32_t blocks_by_registers(int32_t registers, int32_t threads);
 struct TileCycles {
   double tensor;  // products
   double issue;   // one instruction a cycle in each quarter of an SM
-  double shared;  // one wavefront a cycle
+  double shared;  // one wavefront a cycle, those of bank conflicts among them
   double exp;     // 16 a cycle
   double arithmetic;
   double index;

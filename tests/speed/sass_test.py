@@ -56,12 +56,12 @@ class TimesAround(unittest.TestCase):
             @!P0 BRA `(.L_x_1)
             EXIT"""), 3)
 
-    def test_compared_before_the_sum_from_the_threads_number(self):
+    def test_compared_before_the_sum(self):
         self.assertEqual(times("""
-            SHF.R.S32.HI R76, RZ, 0x3, R3
+            CS2R R76, SRZ
             .L_x_1:
-            ISETP.GE.AND P1, PT, R76.reuse, 0x30, PT
-            IADD3 R76, R76, 0x10, RZ
+            ISETP.GE.AND P1, PT, R77.reuse, 0x30, PT
+            IADD3 R77, R77, 0x10, RZ
             @!P1 BRA `(.L_x_1)
             EXIT"""), 4)
 
@@ -89,7 +89,7 @@ class TimesAround(unittest.TestCase):
         self.assertEqual(times(text), 2)
         for old, new in (("0x6, PT", "R9, PT"),             # up to a register
                          ("0x4, RZ", "R8, RZ"),             # in steps of a register
-                         ("MOV R1, RZ", "LDG.E R1, [R2]"),  # from anywhere, to no multiple
+                         ("MOV R1, RZ", "LDG.E R1, [R2]"),  # from anywhere
                          ("FADD R5, R5, R5", "MOV R1, R7")):  # written twice
             self.assertIsNone(times(text.replace(old, new)), new)
 
@@ -99,7 +99,9 @@ TILE = """
     .L_x_1:
     BAR.SYNC 0x0
     @P3 BRA `(.L_x_2)
+    @!PT LDS RZ, [RZ]
     LDGSTS.E.BYPASS.128 [R71+0x8000], [R60.64], P4
+    LDSM.16.M88.4 R172, [R172+0x16000]
     .L_x_2:
     MOV R2, RZ
     .L_x_3:
@@ -121,7 +123,9 @@ class FullTile(unittest.TestCase):
     def test_rolled_loops_count_as_often_as_they_go_around(self):
         found = sass.full_tile(lines(TILE), sass.Tile(mma=16, copies=1, ex2=2))
         self.assertEqual(found["HMMA"], 16)
-        self.assertEqual(found["LDGSTS"], 1)
+        self.assertEqual(found["LDGSTS.128"], 1)
+        self.assertEqual(found["LDS"], 0)  # never executed
+        self.assertEqual(sass.wavefronts(found), 8)
         self.assertEqual(found["MUFU.EX2"], 2)
         self.assertEqual(found["BRA"], 8 + 3)
         self.assertEqual(sass.mix(found)["exp"], 2)
@@ -129,12 +133,23 @@ class FullTile(unittest.TestCase):
 
     def test_the_shortest_way_that_does_it(self):
         found = sass.full_tile(lines(TILE), sass.Tile(mma=16))
-        self.assertEqual(found["LDGSTS"] + found["MUFU.EX2"], 0)
+        self.assertEqual(found["LDGSTS.128"] + found["MUFU.EX2"], 0)
 
     def test_no_way(self):
         self.assertIsNone(sass.full_tile(lines(TILE), sass.Tile(mma=15)))
         self.assertIsNone(sass.full_tile(lines(TILE), sass.Tile(mma=16, copies=2)))
-        self.assertIsNone(sass.full_tile(lines(TILE), sass.Tile(mma=16, ex2=3)))
+        self.assertIsNone(sass.full_tile(lines(TILE), sass.Tile(mma=16, copies=1, ex2=3)))
+        self.assertIsNone(sass.full_tile(lines(TILE), sass.Tile(mma=16, copies=1, fadd=1)))
+        self.assertIsNone(sass.full_tile(lines(TILE), sass.Tile(mma=16, copies=1, ldg=1)))
+
+    def test_few_more_multiply_adds(self):
+        text = TILE.replace("HMMA.16816.F32.BF16", "FFMA")
+        tile = {"copies": 1, "ex2": 2}
+        self.assertIsNotNone(sass.full_tile(lines(text), sass.Tile(ffma=15, **tile)))
+        self.assertIsNotNone(sass.full_tile(lines(text), sass.Tile(**tile)))
+        self.assertIsNone(sass.full_tile(lines(text), sass.Tile(ffma=17, **tile)))
+        text = text.replace("R2, 0x8, PT", "R2, 0x80, PT")  # 256 are not a few more than 15
+        self.assertIsNone(sass.full_tile(lines(text), sass.Tile(ffma=15, **tile)))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,10 @@ void Device::forget_memory(const void* memory) {
   machine_->global.remove(memory);
 }
 
+const Options& Device::options() const {
+  return machine_->options;
+}
+
 size_t Device::uninitialised_bytes(const void* memory) const {
   const auto begin = reinterpret_cast<uintptr_t>(memory);
   size_t count = 0;

@@ -41,7 +41,8 @@ struct Options {
   uint64_t seed = 1;
   int arch = 80;
   int ex2_ulps = 0;  // that ex2.approx is off, up; 2 is what PTX allows, and none for integers
-  int resident_blocks = 2;  // that run interleaved
+  int resident_blocks = 2;    // that run interleaved
+  int workspace_offset = 16;  // from where cudaMalloc would put it: what the kernels are promised
   // Strict: only bar.warp.sync and barriers order the lanes of a warp, and bar_sync() is one line.
   bool strict = true;
   uint64_t max_instructions = 20'000'000'000;  // of a launch, against endless loops
@@ -70,6 +71,7 @@ class Device {
   // Makes [memory, memory + bytes) global memory; regions do not overlap.
   void register_memory(const void* memory, size_t bytes, const Region& region);
   void forget_memory(const void* memory);
+  const Options& options() const;
   // Bytes of that region that nobody has written so far.
   size_t uninitialised_bytes(const void* memory) const;
 

@@ -10,10 +10,13 @@
 
 namespace attentile::cuda::emulator {
 
-// Memory for the length of a call, where cudaMalloc would put it: nobody has filled it.
+// Memory for the length of a call, Options::workspace_offset bytes from a multiple of 256: nobody
+// has filled it.
 class Workspace {
  public:
-  Workspace(Device& device, int64_t bytes) : device_(device), lines_(ceil_div(bytes, 256)) {
+  Workspace(Device& device, int64_t bytes)
+      : device_(device),
+        lines_(bytes == 0 ? 0 : ceil_div(bytes + device.options().workspace_offset, 256)) {
     if (bytes > 0) {
       device.register_memory(data(), static_cast<size_t>(bytes),
                              {.name = "workspace", .initialised = false});
@@ -25,7 +28,9 @@ class Workspace {
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
 
-  char* data() { return reinterpret_cast<char*>(lines_.data()); }
+  char* data() {
+    return reinterpret_cast<char*>(lines_.data()) + device_.options().workspace_offset;
+  }
 
  private:
   struct alignas(256) Line {
