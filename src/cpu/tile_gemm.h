@@ -38,8 +38,11 @@ struct GemmTile {
   Parts right = {};
 };
 
+inline constexpr int kMostRowPointers = 8;  // that stay in registers
+
 // One micro tile: kRows rows, kVecs vectors of columns. kAlongSteps: a_step is 1, so each row of A
-// has a pointer and all share one index; else a_row is 1 and one pointer serves all rows.
+// has a pointer and all share one index; else a_row is 1 and one pointer serves all rows. What is
+// read of t more than once is copied: for all that compilers know, a vector is stored there.
 template <class Isa, class Real, int kRows, int kVecs, bool kAlongSteps>
 inline void gemm_micro(const GemmTile<Real>& t, int row, int col) {
   using V = Vec<Isa, Real>;
@@ -48,9 +51,14 @@ inline void gemm_micro(const GemmTile<Real>& t, int row, int col) {
     for (int n = 0; n < kVecs; ++n) acc[m][n] = V::set1(Real{0});
   }
   const Real* a[kRows];
-  for (int m = 0; m < kRows; ++m) a[m] = t.a + (row + m) * t.a_row;
+  for (int m = 0; m < kRows; ++m) {
+    a[m] = t.a + (row + m) * t.a_row;
+    // Else compilers keep the first alone and add up the others, step for step.
+    if (kAlongSteps && kRows <= kMostRowPointers) asm("" : "+r"(a[m]));
+  }
   const Real* b = t.b + col;
   const int64_t a_step = kAlongSteps ? 1 : t.a_step;
+  const int64_t b_step = t.b_step;
   const int64_t depth = t.depth;
   for (int64_t k = 0; k < depth; ++k) {
     V b_vec[kVecs];
@@ -60,12 +68,14 @@ inline void gemm_micro(const GemmTile<Real>& t, int row, int col) {
       for (int n = 0; n < kVecs; ++n) acc[m][n] = V::fma(a_vec, b_vec[n], acc[m][n]);
     }
     if (!kAlongSteps) a[0] += a_step;
-    b += t.b_step;
+    b += b_step;
   }
-  Real* c = t.c + row * t.c_row + col;
-  for (int m = 0; m < kRows; ++m, c += t.c_row) {
+  const bool accumulate = t.accumulate;
+  const int64_t c_row = t.c_row;
+  Real* c = t.c + row * c_row + col;
+  for (int m = 0; m < kRows; ++m, c += c_row) {
     for (int n = 0; n < kVecs; ++n) {
-      if (t.accumulate) acc[m][n] = V::load(c + n * V::kLanes) + acc[m][n];
+      if (accumulate) acc[m][n] = V::load(c + n * V::kLanes) + acc[m][n];
       acc[m][n].store(c + n * V::kLanes);
     }
   }
