@@ -103,7 +103,9 @@ Json measured_facts(int threads, ProgressBar& bar) {
       peaks.push_back({{"isa", to_string(isa)},
                        {"dtype", short_name(dtype)},
                        {"gflops_1_thread", cpu::measure_peak_gflops(isa, dtype, 1)},
-                       {"gflops", cpu::measure_peak_gflops(isa, dtype, threads)}});
+                       {"gflops", cpu::measure_peak_gflops(isa, dtype, threads)},
+                       {"product_gflops_1_thread", cpu::measure_product_gflops(isa, dtype, 1)},
+                       {"product_gflops", cpu::measure_product_gflops(isa, dtype, threads)}});
     }
   }
   bar.update(static_cast<double>(peaks.size()) / steps);
@@ -139,12 +141,14 @@ Json gather(bool measure, std::FILE* progress) {
 
 void print_measured(std::FILE* out, const Json& measured) {
   const int threads = measured["threads"];
-  fmt::print(out, "\nmeasured peak, GFLOP/s\n  {:<14}{:<8}{:>10}{:>11} threads\n", "isa", "dtype",
-             "1 thread", threads);
+  fmt::print(out, "\nmeasured, GFLOP/s     peak of multiply-adds     product of tiles in L1\n");
+  fmt::print(out, "  {:<11}{:<8}{:>9}{:>6} threads{:>13}{:>6} threads\n", "isa", "dtype",
+             "1 thread", threads, "1 thread", threads);
   for (const Json& peak : measured["peaks"]) {
-    fmt::print(out, "  {:<14}{:<8}{:>10.1f}{:>11.1f}\n", peak["isa"].get<std::string>(),
-               peak["dtype"].get<std::string>(), peak["gflops_1_thread"].get<double>(),
-               peak["gflops"].get<double>());
+    fmt::print(out, "  {:<11}{:<8}{:>9.1f}{:>14.1f}{:>13.1f}{:>14.1f}\n",
+               peak["isa"].get<std::string>(), peak["dtype"].get<std::string>(),
+               peak["gflops_1_thread"].get<double>(), peak["gflops"].get<double>(),
+               peak["product_gflops_1_thread"].get<double>(), peak["product_gflops"].get<double>());
   }
   fmt::print(out, "read bandwidth  {:.1f} GB/s with {} threads\n",
              measured["read_bytes_per_s"].get<double>() * 1e-9, threads);

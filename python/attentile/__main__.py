@@ -109,8 +109,10 @@ def describe(found: dict[str, Any]) -> str:
     rows += [(part, state["why_not"] or "usable") for part, state in found["drop_ins"].items()]
     text = table(rows)
     if "peaks" in found:
-        peaks = [("peak, GFLOP/s", "dtype", "1 thread", f"{found['usable_cores']} threads")]
-        peaks += [(p["isa"], p["dtype"], f"{p['gflops_1_thread']:.1f}", f"{p['gflops']:.1f}")
+        threads = f"{found['usable_cores']} threads"
+        peaks = [("peak, GFLOP/s", "dtype", "1 thread", threads, "tile product", threads)]
+        peaks += [(p["isa"], p["dtype"], f"{p['gflops_1_thread']:.1f}", f"{p['gflops']:.1f}",
+                   f"{p['product_gflops_1_thread']:.1f}", f"{p['product_gflops']:.1f}")
                   for p in found["peaks"]]
         text += "\n\n" + table(peaks)
     return text

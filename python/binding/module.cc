@@ -35,6 +35,8 @@ nb::list measured_peaks(int threads) {
       peak["dtype"] = kDTypes[i];
       peak["gflops_1_thread"] = cpu::measure_peak_gflops(isa, kDTypeValues[i], 1);
       peak["gflops"] = cpu::measure_peak_gflops(isa, kDTypeValues[i], threads);
+      peak["product_gflops_1_thread"] = cpu::measure_product_gflops(isa, kDTypeValues[i], 1);
+      peak["product_gflops"] = cpu::measure_product_gflops(isa, kDTypeValues[i], threads);
       peaks.append(peak);
     }
   }

@@ -11,6 +11,7 @@
 // O once, K and V once per visible key tile. No task waits for another.
 #pragma once
 
+#include "cpu/keep_tile.h"
 #include "cpu/online_softmax.h"
 #include "cpu/tile_gemm.h"
 

@@ -28,6 +28,40 @@ double peak_probe(int64_t steps) {
   return kept ? 0.0 : 2.0 * kAccumulators * V::kLanes * static_cast<double>(steps);
 }
 
+// K Q^T for a tile of keys and a panel of queries, all of which L1 holds; a step is one of a micro
+// tile.
+template <class Isa, class Real>
+double product_probe(int64_t steps) {
+  using V = Vec<Isa, Real>;
+  constexpr int64_t kKeys = 48;  // a multiple of every tile_rows()
+  constexpr int64_t kDepth = 64;
+  constexpr int64_t kColumns = Isa::kTileVecs * V::kLanes;
+  constexpr int64_t kRows = Isa::tile_rows(Isa::kTileVecs);
+  static_assert(kKeys % kRows == 0);
+  alignas(64) Real k[kKeys * kDepth];
+  alignas(64) Real q_t[kDepth * kColumns];
+  alignas(64) Real s[kKeys * kColumns];
+  for (int64_t i = 0; i < kKeys * kDepth; ++i) k[i] = static_cast<Real>(i % 7 + 1);
+  for (int64_t i = 0; i < kDepth * kColumns; ++i) q_t[i] = static_cast<Real>(i % 5 + 1);
+  const GemmTile<Real> product = {.a = k,
+                                  .a_row = kDepth,
+                                  .a_step = 1,
+                                  .b = q_t,
+                                  .b_step = kColumns,
+                                  .c = s,
+                                  .c_row = kColumns,
+                                  .rows = kKeys,
+                                  .cols = kColumns,
+                                  .depth = kDepth};
+  const int64_t products = steps / (kKeys / kRows * kDepth);
+  bool lost = false;  // never: all are positive; it keeps the products alive
+  for (int64_t n = 0; n < products; ++n) {
+    gemm<Isa, Real>(product);
+    lost = lost || V::any_lt(V::load(s), V::set1(Real{0}));
+  }
+  return lost ? 0.0 : static_cast<double>(2 * kKeys * kColumns * kDepth * products);
+}
+
 template <class Isa, class Real>
 constexpr KernelSet make_kernel_set() {
   KernelSet set;
@@ -48,6 +82,7 @@ constexpr KernelSet make_kernel_set() {
   set.run[kBiasGradient] = &bias_gradient_task<Isa, Real>;
   set.run[kSinkGradient] = &sink_gradient_task<Isa, Real>;
   set.peak_probe = &peak_probe<Isa, Real>;
+  set.product_probe = &product_probe<Isa, Real>;
   return set;
 }
 

@@ -36,7 +36,9 @@ struct KernelSet {
   Isa isa = Isa::kScalar;
   int lanes = 0;
   TaskFunction run[kNumKernels] = {};
-  double (*peak_probe)(int64_t steps) = nullptr;  // see peak.h; returns the operations done
+  // See peak.h; they return the operations done.
+  double (*peak_probe)(int64_t steps) = nullptr;
+  double (*product_probe)(int64_t steps) = nullptr;
 };
 
 // Kernel sets built into this library, best first, for float or double accumulation.

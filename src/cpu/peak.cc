@@ -36,18 +36,29 @@ double run_once(double (*run)(int64_t), int64_t steps, int threads) {
   return probe.operations.load() / seconds.count() * 1e-9;
 }
 
+using ProbeOf = double (*KernelSet::*)(int64_t);
+
+double measure_gflops(ProbeOf probe, const KernelSet* kernels, int threads, int runs) {
+  if (kernels == nullptr || !cpu_supports(kernels->isa) || threads < 1 || runs < 1) return 0.0;
+  constexpr int64_t kSteps = 40'000;  // about 100 us a task at 24 accumulators and 4 GHz
+  std::vector<double> gflops(static_cast<size_t>(runs));
+  run_once(kernels->*probe, kSteps, threads);  // wakes the threads and the clock
+  for (double& result : gflops) result = run_once(kernels->*probe, kSteps, threads);
+  const auto middle = gflops.begin() + runs / 2;
+  std::nth_element(gflops.begin(), middle, gflops.end());
+  return *middle;
+}
+
 }  // namespace
 
 double measure_peak_gflops(Isa isa, DType dtype, int threads, int runs) {
   const KernelSet* kernels = find_kernels(isa, dtype == DType::kFloat64);
-  if (kernels == nullptr || !cpu_supports(isa) || threads < 1 || runs < 1) return 0.0;
-  constexpr int64_t kSteps = 40'000;  // about 100 us a task at 24 accumulators and 4 GHz
-  std::vector<double> gflops(static_cast<size_t>(runs));
-  run_once(kernels->peak_probe, kSteps, threads);  // wakes the threads and the clock
-  for (double& result : gflops) result = run_once(kernels->peak_probe, kSteps, threads);
-  const auto middle = gflops.begin() + runs / 2;
-  std::nth_element(gflops.begin(), middle, gflops.end());
-  return *middle;
+  return measure_gflops(&KernelSet::peak_probe, kernels, threads, runs);
+}
+
+double measure_product_gflops(Isa isa, DType dtype, int threads, int runs) {
+  const KernelSet* kernels = find_kernels(isa, dtype == DType::kFloat64);
+  return measure_gflops(&KernelSet::product_probe, kernels, threads, runs);
 }
 
 }  // namespace attentile::cpu

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // One tile of scores, S^T [keys][lanes]: queries of a panel along the SIMD lanes, one row per key.
-// Scale, softcap, bias, ALiBi and every mask are applied here, by all algorithms alike, and dropout
-// is drawn here. Row k of a tile is key k0 + k; lane i is query q0 + i; lanes beyond `rows` carry
-// zeros and are never stored.
+// Scale, softcap, bias, ALiBi and every mask are applied here, by all algorithms alike. Row k of a
+// tile is key k0 + k; lane i is query q0 + i; lanes beyond `rows` carry zeros and are never stored.
 #pragma once
 
 #include <limits>
@@ -111,17 +110,28 @@ inline TileClass classify(const Problem& p, const Tile& t) {
 
 // Turns [rows][keys] of slow memory into [keys][lanes]: calls put(k, i, v) for every key of the
 // tile and every vector of its lanes, v holding the values of queries i, i + 1, ...; 0 beyond the
-// rows. row(i, k, count) gives the `count` values of query i from key k on, and 0 beyond them.
-template <class Isa, class Real, class Row, class Put>
-inline void visit_by_keys(const Tile& t, Row row, Put put) {
+// rows. load(cell, count) gives the values of `count` keys of one query, the first at `cell`, and 0
+// beyond them; load_whole(cell) the same of a whole vector, which is asked most of the time.
+template <class Isa, class Real, class LoadWhole, class Load, class Put>
+inline void visit_by_keys(const Tile& t, const Array4& from, LoadWhole load_whole, Load load,
+                          Put put) {
   using V = Vec<Isa, Real>;
   constexpr int kLanes = V::kLanes;
+  const char* tile = from.at(t.b, t.h, t.q0, t.k0);
+  // A dimension of one element may have any stride.
+  const int64_t row = t.rows > 1 ? from.stride[2] * size_of(from.dtype) : 0;
+  const int64_t column = t.keys > 1 ? from.stride[3] * size_of(from.dtype) : 0;
   for (int i0 = 0; i0 < t.lanes; i0 += kLanes) {
     for (int k0 = 0; k0 < t.keys; k0 += kLanes) {
       const int count = static_cast<int>(min64(kLanes, t.keys - k0));
+      const char* cells = tile + i0 * row + k0 * column;
       V block[kLanes];
-      for (int i = 0; i < kLanes; ++i) {
-        block[i] = i0 + i < t.rows ? row(i0 + i, k0, count) : V::set1(Real{0});
+      if (count == kLanes && i0 + kLanes <= t.rows) {
+        for (int i = 0; i < kLanes; ++i) block[i] = load_whole(cells + i * row);
+      } else {
+        for (int i = 0; i < kLanes; ++i) {
+          block[i] = i0 + i < t.rows ? load(cells + i * row, count) : V::set1(Real{0});
+        }
       }
       transpose(block);
       for (int n = 0; n < count; ++n) put(k0 + n, i0, block[n]);
@@ -156,24 +166,30 @@ template <class Isa, class Real>
 inline void hide_masked(Worker<Isa, Real>& w, const Tile& t, Real* hide) {
   using V = Vec<Isa, Real>;
   const Array4& mask = w.problem.mask;
-  const auto row = [&](int i, int k, int count) {
-    const char* cell = mask.at(t.b, t.h, t.q0 + i, t.k0 + k);
+  const auto load = [&](const char* cell, int count) {
     Real hidden[V::kLanes] = {};
-    if (count == V::kLanes && mask.stride[3] == 1) {  // a loop that compilers turn into vectors
-      for (int n = 0; n < V::kLanes; ++n) {
-        hidden[n] = cell[n] == 0 ? -std::numeric_limits<Real>::infinity() : Real{0};
-      }
-    } else {
-      for (int n = 0; n < count; ++n) {
-        if (cell[n * mask.stride[3]] == 0) hidden[n] = -std::numeric_limits<Real>::infinity();
-      }
+    for (int n = 0; n < count; ++n) {
+      if (cell[n * mask.stride[3]] == 0) hidden[n] = -std::numeric_limits<Real>::infinity();
     }
     return V::load(hidden);
   };
-  visit_by_keys<Isa, Real>(t, row, [&](int k, int i, V hidden) {
+  const auto put = [&](int k, int i, V hidden) {
     Real* cell = hide + k * t.lanes + i;
     (V::load(cell) + hidden).store(cell);
-  });
+  };
+  const auto load_bytes = [](const char* cell) {
+    Real hidden[V::kLanes];
+    for (int n = 0; n < V::kLanes; ++n) {  // a loop that compilers turn into vectors
+      hidden[n] = cell[n] == 0 ? -std::numeric_limits<Real>::infinity() : Real{0};
+    }
+    return V::load(hidden);
+  };
+  if (mask.stride[3] == 1) {
+    visit_by_keys<Isa, Real>(t, mask, load_bytes, load, put);
+  } else {
+    const auto load_all = [&](const char* cell) { return load(cell, V::kLanes); };
+    visit_by_keys<Isa, Real>(t, mask, load_all, load, put);
+  }
   w.count_read(static_cast<int64_t>(t.rows) * t.keys);
 }
 
@@ -254,18 +270,25 @@ inline void hide_weightless(const Problem& p, const Tile& t, const Real* weights
   });
 }
 
-// bias[k][i], what is added to the logits; 0 in lanes beyond rows.
-template <class Isa, class Real>
-inline void fill_bias(Worker<Isa, Real>& w, const Tile& t, Real* bias) {
+// Calls put(k, i, v) with what is added to the logits, as visit_by_keys() does, and asks for the
+// next tile of keys.
+template <class Isa, class Real, class Put>
+inline void visit_bias(Worker<Isa, Real>& w, const Tile& t, Put put) {
   using V = Vec<Isa, Real>;
   const Array4& from = w.problem.bias;
-  const int64_t tile_bytes = from.stride[3] == 1 ? t.keys * size_of(from.dtype) : 0;
-  const auto row = [&](int i, int k, int count) {
-    const char* cell = from.at(t.b, t.h, t.q0 + i, t.k0 + k);
+  const auto load = [&](const char* cell, int count) {
     return load_vector<Isa, Real>(cell, from.dtype, from.stride[3], count);
   };
-  visit_by_keys<Isa, Real>(t, row,
-                           [&](int k, int i, V values) { values.store(bias + k * t.lanes + i); });
+  const auto visit = [&](auto load_whole) {
+    visit_by_keys<Isa, Real>(t, from, load_whole, load, put);
+  };
+  const bool in_rows = from.stride[3] == 1;
+  if (in_rows && from.dtype == (sizeof(Real) == 4 ? DType::kFloat32 : DType::kFloat64)) {
+    visit([](const char* cell) { return V::load(reinterpret_cast<const Real*>(cell)); });
+  } else {  // the choice by dtype is made for every vector
+    visit([&](const char* cell) { return load(cell, V::kLanes); });
+  }
+  const int64_t tile_bytes = in_rows ? t.keys * size_of(from.dtype) : 0;
   for (int i = 0; i < t.rows; ++i) {
     const char* next = from.at(t.b, t.h, t.q0 + i, t.k0) + tile_bytes;
     for (int64_t byte = 0; byte < tile_bytes; byte += 64) __builtin_prefetch(next + byte, 0, 2);
@@ -316,20 +339,23 @@ inline void scale_products(Worker<Isa, Real>& w, const Tile& t, const ScoreScale
   using V = Vec<Isa, Real>;
   if (scale.folded) return;
   const bool biased = w.problem.bias.present;
-  if (biased) fill_bias<Isa, Real>(w, t, tile.extra);
   const V logit = V::set1(scale.logit);
-  for (int i = 0; i < t.keys * t.lanes; i += V::kLanes) {
-    V x = V::load(tile.s + i);
-    if (scale.softcap > 0) {
-      x = tanh<Isa>(x * logit);
+  const bool capped = scale.softcap > 0;
+  for (int i = 0; i < t.keys * t.lanes && (capped || !biased); i += V::kLanes) {
+    V x = V::load(tile.s + i) * logit;
+    if (capped) {
+      x = tanh<Isa>(x);
       if (tile.cap != nullptr) x.store(tile.cap + i);
       x = x * V::set1(scale.softcap);
-      if (biased) x = x + V::load(tile.extra + i);
-    } else {
-      x = biased ? V::fma(x, logit, V::load(tile.extra + i)) : x * logit;
     }
     x.store(tile.s + i);
   }
+  if (!biased) return;
+  visit_bias<Isa, Real>(w, t, [&](int k, int i, V bias) {
+    Real* cell = tile.s + k * t.lanes + i;
+    const V x = V::load(cell);
+    (capped ? x + bias : V::fma(x, logit, bias)).store(cell);
+  });
 }
 
 // A partial tile is computed in groups of so many keys, each for the vectors of lanes alone in
@@ -435,40 +461,6 @@ inline void tile_logits(Worker<Isa, Real>& w, const Tile& t, bool partial,
     const V hidden = V::set1(-std::numeric_limits<Real>::infinity());
     for (int i = 0; i < count; i += V::kLanes) {
       V::select_lt(V::load(tile.hide + i), zero, hidden, V::load(tile.s + i)).store(tile.s + i);
-    }
-  }
-}
-
-// keep[k][i] = 1 where dropout keeps the weight of (query i, key k), else 0. One Philox call draws
-// the eight keys 32 g + 8 r + 2 c + t (r < 4, t < 2) of a query, for group g and column c.
-template <class Isa, class Real>
-inline void fill_keep(const Problem& p, const Tile& t, Real* keep) {
-  constexpr int kLanes = Vec<Isa, Real>::kLanes;
-  const Dropout& dropout = p.dropout;
-  const uint32_t stream = dropout.stream(t.b, t.h);
-  const uint64_t first = static_cast<uint64_t>(t.k0) + static_cast<uint64_t>(dropout.key_base);
-  const uint64_t last = first + static_cast<uint64_t>(t.keys) - 1;
-  uint32_t word[4][kLanes];
-  for (uint64_t group = first / 32; group <= last / 32; ++group) {
-    for (uint32_t c = 0; c < 4; ++c) {
-      for (int i0 = 0; i0 < t.lanes; i0 += kLanes) {
-        for (int i = 0; i < kLanes; ++i) {
-          const uint32_t column = static_cast<uint32_t>(4 * group + c);
-          const Philox4 random =
-              philox4x32_10({{column, dropout.row(t.q0 + i0 + i), stream, dropout.offset_low}},
-                            dropout.key0, dropout.key1);
-          for (int n = 0; n < 4; ++n) word[n][i] = random.word[n];
-        }
-        for (uint64_t lane = 0; lane < 8; ++lane) {
-          const uint64_t key = 32 * group + 8 * (lane / 2) + uint64_t{2} * c + lane % 2;
-          if (key < first || key > last) continue;
-          Real* row = keep + static_cast<int64_t>(key - first) * t.lanes + i0;
-          for (int i = 0; i < kLanes; ++i) {
-            const uint32_t value = (word[lane / 2][i] >> (16 * (lane % 2))) & 0xFFFFu;
-            row[i] = value >= dropout.threshold ? Real{1} : Real{0};
-          }
-        }
-      }
     }
   }
 }

@@ -113,8 +113,9 @@ TEST_F(DeviceTest, PlanForAGpuCountsEveryTile) {
         "h200 --dtype f16 --shape 1,64,64,1,1,192 --atomic-dq"}) {
     const std::string plan = std::string("plan --backward --gpu ") + line;
     const std::string text = good(plan);
+    const Json facts = json(plan + " --json");
     for (const char* pass : {"forward", "backward"}) {
-      for (const Json& launch : json(plan + " --json")["gpu"][pass]["launches"]) {
+      for (const Json& launch : facts["gpu"][pass]["launches"]) {
         if (launch["tile_n"] == 0) continue;
         EXPECT_GT(launch["tile_instructions"]["total"], 0) << launch;
         EXPECT_GT(launch["tile_counts"]["shared_wavefronts"], 0) << launch;

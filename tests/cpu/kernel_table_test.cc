@@ -70,9 +70,11 @@ TEST(KernelTable, IsBestFirst) {
 TEST(Peak, IsAPlausibleNumberOfGigaflops) {
   for (const Isa isa : available_isas()) {
     for (const DType dtype : {DType::kFloat32, DType::kFloat64}) {
-      const double gflops = measure_peak_gflops(isa, dtype, 1);
-      EXPECT_GT(gflops, 0.0) << to_string(isa);
-      EXPECT_LT(gflops, 1000.0) << to_string(isa);
+      for (const double gflops :
+           {measure_peak_gflops(isa, dtype, 1), measure_product_gflops(isa, dtype, 1)}) {
+        EXPECT_GT(gflops, 0.0) << to_string(isa);
+        EXPECT_LT(gflops, 1000.0) << to_string(isa);
+      }
     }
   }
 }
@@ -114,6 +116,7 @@ TEST(Peak, IsZeroWithoutKernelsOrThreads) {
   for (const Isa isa : kAll) {
     if (find_kernels(isa, false) == nullptr || !cpu_supports(isa)) {
       EXPECT_EQ(measure_peak_gflops(isa, DType::kFloat32, 1), 0.0) << to_string(isa);
+      EXPECT_EQ(measure_product_gflops(isa, DType::kFloat32, 1), 0.0) << to_string(isa);
     }
   }
   EXPECT_EQ(measure_peak_gflops(Isa::kScalar, DType::kFloat32, 0), 0.0);

@@ -5,6 +5,7 @@
 #include <immintrin.h>
 
 #include "attentile/attention.h"
+#include "cpu/philox_lanes.h"
 #include "cpu/simd/vec.h"
 
 namespace attentile::cpu {
@@ -227,6 +228,44 @@ struct ShiftedExp<Isa, float> {
     const __mmask16 normal = _mm512_cmp_ps_mask(e, _mm512_set1_ps(-150.0f), _CMP_NLT_UQ);
     const __m512 weight = _mm512_maskz_scalef_ps(normal, _mm512_fmadd_ps(power, q, power), e);
     return {_mm512_min_ps(_mm512_set1_ps(1.0f), weight)};
+  }
+};
+
+// A product of 32 bits by 32 is there for every other lane: the even ones, then the odd ones.
+template <class Isa>
+  requires(Isa::kWide512)
+struct PhiloxLanes<Isa, 16> {
+  static void draw(const Philox4& counter, const uint32_t* rows, const Dropout& dropout,
+                   uint32_t (*word)[16]) {
+    __m512i c[4];
+    for (int n = 0; n < 4; ++n) c[n] = _mm512_set1_epi32(static_cast<int>(counter.word[n]));
+    c[1] = _mm512_loadu_si512(rows);
+    uint32_t key[2] = {dropout.key0, dropout.key1};
+    for (int round = 0; round < 10; ++round) {
+      __m512i low[2];
+      const __m512i high0 = multiply(c[0], 0xD2511F53u, &low[0]);
+      const __m512i high1 = multiply(c[2], 0xCD9E8D57u, &low[1]);
+      c[0] = xor3(high1, c[1], key[0]);
+      c[2] = xor3(high0, c[3], key[1]);
+      c[1] = low[1];
+      c[3] = low[0];
+      key[0] += 0x9E3779B9u;
+      key[1] += 0xBB67AE85u;
+    }
+    for (int n = 0; n < 4; ++n) _mm512_storeu_si512(word[n], c[n]);
+  }
+
+ private:
+  // The upper halves of the products; *low: the lower ones.
+  static __m512i multiply(__m512i x, uint32_t factor, __m512i* low) {
+    const __m512i y = _mm512_set1_epi32(static_cast<int>(factor));
+    const __m512i even = _mm512_mul_epu32(x, y);
+    const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(x, 32), y);
+    *low = _mm512_mask_shuffle_epi32(even, 0xAAAA, odd, _MM_PERM_CCAA);
+    return _mm512_mask_shuffle_epi32(odd, 0x5555, even, _MM_PERM_DDBB);
+  }
+  static __m512i xor3(__m512i a, __m512i b, uint32_t key) {
+    return _mm512_ternarylogic_epi32(a, b, _mm512_set1_epi32(static_cast<int>(key)), 0x96);
   }
 };
 
