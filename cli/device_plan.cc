@@ -159,7 +159,9 @@ std::optional<Tile> find_tile(const Gpu& gpu, const cuda::LaunchPlan& launch) {
   const auto* facts = cuda::find_kernel_facts(launch.kernel, gpu.architecture);
   const auto* counts = cuda::find_tile_counts(launch.kernel);
   if (facts == nullptr || counts == nullptr) return std::nullopt;
-  return Tile{facts->tile, *counts, units_of(cuda::tile_cycles(*facts, *counts, launch.threads))};
+  return Tile{facts->tile, *counts,
+              units_of(cuda::tile_cycles(*facts, *counts, launch.threads,
+                                         blocks_per_sm(gpu, launch, facts)))};
 }
 
 Json tile_facts(const Tile& tile) {

@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = (80, 90)
 COUNTS = check_cuda_compile.FACTS.with_name("tile_counts.inc")
 FAMILIES = ("Forward", "QueryGradients", "KeyGradients", "AtomicGradients", "BiasGradient")
+NUM_TILES = 82
 COLUMNS = ("mma", "ldmatrix", "copy", "exp", "float", "memory", "shuffle", "control", "index")
 
 
@@ -45,8 +46,9 @@ def counted_tiles(program):
                           check=False)  # fails where the table is out of date
     rows = [json.loads(line[len("tile "):]) for line in done.stdout.splitlines()
             if line.startswith("tile {")]
-    if not rows or done.returncode not in (0, 1):
-        sys.exit(f"{program} did not count all tiles:\n{done.stdout}{done.stderr}")
+    if len(rows) != NUM_TILES:
+        sys.exit(f"{program} counted {len(rows)} tiles, expected {NUM_TILES}:\n"
+                 f"{done.stdout}{done.stderr}")
     return {check_cuda_compile.short_name(row["kernel"]): row for row in rows}
 
 
@@ -54,7 +56,9 @@ def compiled(source, architecture, folder):
     """(cubin, what ptxas printed)"""
     cubin = folder / f"{source}_sm{architecture}.cubin"
     log = cubin.with_suffix(".log")
-    newest = max(path.stat().st_mtime for path in (ROOT / "src/cuda").rglob("*.h"))
+    sources = [*(ROOT / "src/cuda").rglob("*.h"), *(ROOT / "src/cuda").rglob("*.cu"),
+               *(ROOT / "src").glob("*.h"), *(ROOT / "include").rglob("*.h")]
+    newest = max(path.stat().st_mtime for path in sources)
     if not log.exists() or log.stat().st_mtime < newest or not cubin.exists():
         done = check_cuda_compile.nvcc(architecture, "-cubin", "-Xptxas", "-v",
                                        ROOT / f"src/cuda/gpu/{source}.cu", "-o", cubin)
@@ -65,7 +69,8 @@ def compiled(source, architecture, folder):
 
 
 def walks_of(kernel, tile):
-    """What the warps do on their way around the loop for one full tile: (warps, sass.Tile)."""
+    """What the warps do on their way around the loop for one full tile: (warps, their share of the
+    busiest quarter of an SM, sass.Tile)."""
     family = kernel.split("<")[0]
     columns = int(re.search(r"<\w+, (\d+)", kernel)[1])
     threads = tile["threads"]
@@ -76,54 +81,55 @@ def walks_of(kernel, tile):
     if "<float" not in kernel:
         # Of dq's sums, one element a thread at a time.
         atomics = tile["tile_m"] * columns // threads if family == "AtomicGradients" else 0
-        return [(warps, sass.Tile(mma // warps, copies // threads, atomics, ex2 // threads,
-                                  ldg=bias))]
-    return [(warps, sass.Tile(copies=copies // threads // walks,
-                              ex2=int(ex2 // pair_threads // walks), ffma=ffma, fadd=fadd,
-                              ldg=bias))
-            for warps, walks, pair_threads, ffma, fadd
-            in float32_walks(family, tile, columns)]
-
-
-def float32_walks(family, tile, columns):
-    """Of float32: (warps, how many such walks they do, threads that compute weights, multiply-adds
-    of a thread, additions)."""
-    threads = tile["threads"]
-    warps = threads // 32
-    pair_threads = 32 * tile["pair_warps"]
-    pairs = tile["tile_m"] * tile["tile_n"]
-    product = pairs * columns // threads
-    if family == "Forward":
-        return [(warps, 1, threads, 2 * product, 0)]
-    # A weight takes six multiply-adds of its own, eight additions and one for dS; sums over rows
-    # one and 13. S and dP are added up in parts of 32.
-    weights = pairs // pair_threads
-    additions = weights * (columns // 16 + 9)
-    if family == "BiasGradient":
-        return [(warps, 1, threads, 2 * product + 6 * weights, additions)]
-    if family == "QueryGradients":  # first for the sums of P dP and of P alone
-        return [(warps, 2, threads, 2 * product + 7 * weights, additions + 12 * weights),
-                (warps, 2, threads, 3 * product + 6 * weights, additions)]
-    pair_product = pairs * columns // pair_threads
-    found = [(tile["pair_warps"], 1, pair_threads,
-              2 * pair_product + 2 * product + 7 * weights, additions)]
-    if pair_threads < threads:
-        found.append((warps - tile["pair_warps"], 1, math.inf, 2 * product, 0))
+        return [(warps, 1, sass.Tile(mma // warps, copies // threads, atomics, ex2 // threads,
+                                     ldg=bias))]
+    found = []
+    for some, share, num_weights, ffma, fadd in float32_walks(family, tile, columns):
+        walks = 2 if family == "QueryGradients" else 1
+        found.append((some, share, sass.Tile(copies=copies // threads // walks, ex2=num_weights,
+                                             ffma=ffma, fadd=fadd, ldg=bias)))
     return found
 
 
+def float32_walks(family, tile, columns):
+    """Of float32: (warps, share, and of a thread: weights, multiply-adds, additions)."""
+    threads = tile["threads"]
+    warps = threads // 32
+    pair_warps = tile["pair_warps"]
+    pairs = tile["tile_m"] * tile["tile_n"]
+    product = pairs * columns // threads
+    weights = pairs // (32 * pair_warps)
+    if family == "Forward":
+        return [(warps, 1, weights, 2 * product, 0)]
+    # A weight takes six multiply-adds of its own, eight additions and one for dS; sums over rows
+    # one and 13. S and dP are added up in parts of 32.
+    additions = weights * (columns // 16 + 9)
+    if family == "BiasGradient":
+        return [(warps, 1, weights, 2 * product + 6 * weights, additions)]
+    if family == "QueryGradients":  # first for the sums of P dP and of P alone
+        return [(warps, 1, weights, 2 * product + 7 * weights, additions + 12 * weights),
+                (warps, 1, weights, 3 * product + 6 * weights, additions)]
+    pair_product = product * warps // pair_warps
+    of_pairs = (weights, 2 * pair_product + 2 * product + 7 * weights, additions)
+    if pair_warps == warps:
+        return [(warps, 1, *of_pairs)]
+    share = math.ceil(pair_warps / 4) / (warps / 4)  # warp w works in quarter w % 4
+    return [(pair_warps, share, *of_pairs), (warps - pair_warps, 1 - share, 0, 2 * product, 0)]
+
+
 def mix_of(kernel, lines, tile):
-    """Of a full tile, instructions of a warp by class (the mean, where warps differ) and wavefronts
-    of the block."""
-    counts = Counter()
-    for warps, walk in walks_of(kernel, tile):
+    """Of a full tile, instructions of a warp by class (where warps differ, the mean of the busiest
+    quarter of an SM) and wavefronts of the block."""
+    of_warp = Counter()
+    wavefronts = 0
+    for warps, share, walk in walks_of(kernel, tile):
         found = sass.full_tile(lines, walk)
         if found is None:
             sys.exit(f"{kernel}: no way around a loop with {walk}")
-        counts += Counter({name: warps * count for name, count in found.items()})
-    of_warp = {name: round(count * 32 / tile["threads"]) for name, count in
-               sass.mix(counts).items()}
-    return of_warp | {"wavefronts": sass.wavefronts(counts)}
+        wavefronts += warps * sass.wavefronts(found)
+        for kind, count in sass.mix(found).items():
+            of_warp[kind] += share * count
+    return {kind: round(count) for kind, count in of_warp.items()} | {"wavefronts": wavefronts}
 
 
 def rows_of(architecture, folder, tiles):
@@ -160,13 +166,13 @@ def main():
     given = parser.parse_args()
     given.cubins.mkdir(parents=True, exist_ok=True)
     tiles = counted_tiles(given.tests)
-    write(COUNTS, "kernel, then as TileCounts",
-          [f'{{"{kernel}", {", ".join(str(count) for count in tile["counts"])}}},'
-           for kernel, tile in sorted(tiles.items())])
     rows = [row for architecture in ARCHITECTURES
             for row in sorted(set(rows_of(architecture, given.cubins, tiles)))]
     write(check_cuda_compile.FACTS, "kernel, architecture, registers, of one full tile\n// "
           + ", ".join(COLUMNS) + "; wavefronts", rows)
+    write(COUNTS, "kernel, then as TileCounts",
+          [f'{{"{kernel}", {", ".join(str(count) for count in tile["counts"])}}},'
+           for kernel, tile in sorted(tiles.items())])
     return 0
 
 

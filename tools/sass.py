@@ -171,11 +171,14 @@ def times_around(before: list[Instruction], body: list[Instruction],
                                        and target_of(body[last]) not in labels):
         last -= 1
     jump, predicate = body[last], body[last].guard.lstrip("@!")
+    if len(jump.operands) > 1:  # by a second predicate, too
+        return None
     at = written(body[:last], predicate) if predicate else None
     if at is not None and body[at].operation == "PLOP3":  # from a uniform predicate
         uniform = next((one for one in body[at].operands if one.startswith("UP")), "")
         at = written(body[:at], uniform)
-    if at is None or "SETP" not in body[at].name or body[at].guard:
+    if at is None or "SETP" not in body[at].name or body[at].guard \
+            or body[at].operands[-1] not in ("PT", "UPT") or not body[at].name.endswith(".AND"):
         return None
     counter, limit = body[at].operands[2], constant(body[at].operands[3])
     sums = [i for i, one in enumerate(body) if one.operands[0] == counter]
@@ -183,7 +186,8 @@ def times_around(before: list[Instruction], body: list[Instruction],
         return None
     add = body[sums[0]]
     step = constant(add.operands[2]) if len(add.operands) > 2 else None
-    if add.operation not in SUMS or add.operands[1] != counter or not step or step < 0:
+    if add.operation not in SUMS or add.operands[1] != counter or not step or step < 0 \
+            or add.guard:
         return None
     start = written(before, counter)
     value = start_of(before[start]) if start is not None else None
@@ -201,6 +205,8 @@ def times_around(before: list[Instruction], body: list[Instruction],
 
 def start_of(one: Instruction) -> int | None:
     """The constant that an instruction puts into a register."""
+    if one.guard:
+        return None
     if one.operation in ("MOV", "UMOV", "CS2R"):
         return constant(one.operands[1])
     if one.name == "IMAD.MOV.U32" and one.operands[1:3] == ["RZ", "RZ"]:
@@ -272,6 +278,52 @@ class Tile:
         return exact and self.ex2 <= 0 and (self.ffma or 0) <= 0
 
 
+# Predicates whose value is known on the way here, since constants were put into them.
+Known = frozenset[tuple[str, bool]]
+
+
+def known_after(code: list[Instruction], known: Known) -> Known:
+    values = dict(known)
+    for one in code:
+        if one.operation in ("BRA", "CALL"):
+            continue
+        found: tuple[str, bool] | None = None
+        writes = [name for name in one.operands if re.fullmatch(r"U?P\d", name)]
+        if one.operation == "PLOP3" and one.operands[2:5] == ["PT", "PT", "PT"]:
+            writes = one.operands[:2]
+            found = (writes[0], bool(int(one.operands[5], 16) >> 7))
+        elif one.operation == "VOTE" and one.operands[-1] in values:  # of all lanes alike
+            writes = writes[:1]
+            found = (writes[0], values[one.operands[-1]])
+        elif "SETP" in one.name or one.operation == "PLOP3":
+            writes = one.operands[:2]
+        elif one.operation == "R2P":
+            values.clear()
+        for name in writes:  # or perhaps reads
+            values.pop(name, None)
+        if found is not None and not one.guard:
+            values[found[0]] = found[1]
+    return frozenset(values.items())
+
+
+def ways_on(block: Block, known: Known) -> list[str]:
+    """The blocks that may follow, by what is known."""
+    jump = block.code[-1] if block.code else None
+    target = target_of(jump) if jump is not None else None
+    if jump is None or target is None:
+        return block.next
+    values = dict(known)
+    needs = [name for name in [jump.guard.lstrip("@"), *jump.operands]
+             if re.fullmatch(r"!?U?P\d", name)]
+    told = [values[name.lstrip("!")] != name.startswith("!") for name in needs
+            if name.lstrip("!") in values]
+    if not all(told):
+        return [label for label in block.next if label != target]
+    if needs and len(told) == len(needs):
+        return [target]
+    return block.next
+
+
 def full_tile(lines: list[str], tile: Tile) -> Counter[str] | None:
     """The fewest instructions of a way around the inner loop that computes such a tile."""
     blocks = blocks_of(lines)
@@ -283,31 +335,34 @@ def full_tile(lines: list[str], tile: Tile) -> Counter[str] | None:
 
 
 def cheapest(blocks: dict[str, Block], loop: list[str], tile: Tile) -> Counter[str] | None:
-    """Over the loop's blocks in code order, each as often as the loops within make it run; state:
-    what is left of the tile."""
+    """Over the loop's blocks in code order, each as often as the loops within make it run (but for
+    what stands behind an exit in the middle of one, which is not counted); state: what is left of
+    the tile, and which predicates are known."""
     times = repetitions(blocks, loop)
     place = {label: i for i, label in enumerate(loop)}
-    best: list[dict[Tile, Counter[str]]] = [{} for _ in loop]
-    best[0][tile] = Counter()
+    best: list[dict[tuple[Tile, Known], Counter[str]]] = [{} for _ in loop]
+    best[0][tile, frozenset()] = Counter()
     answer: Counter[str] | None = None
     for i, label in enumerate(loop):
         if label not in times:
             continue
         own = blocks[label].counts
         repeated = Counter({name: times[label] * count for name, count in own.items()})
-        for before, counts in best[i].items():
+        for (before, known), counts in best[i].items():
             left = before.after(own, times[label])
             if left is None:
                 continue
             after = counts + repeated
-            for target in blocks[label].next:
+            known = known_after(blocks[label].code, known) if times[label] == 1 else frozenset()
+            for target in ways_on(blocks[label], known):
                 if target == loop[0]:
                     if left.is_done() and (answer is None or after.total() < answer.total()):
                         answer = after
                 elif place.get(target, -1) > i:
                     states = best[place[target]]
-                    if left not in states or after.total() < states[left].total():
-                        states[left] = after
+                    here = (left, known)
+                    if here not in states or after.total() < states[here].total():
+                        states[here] = after
     return answer
 
 

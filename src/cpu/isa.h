@@ -28,13 +28,13 @@ double peak_probe(int64_t steps) {
   return kept ? 0.0 : 2.0 * kAccumulators * V::kLanes * static_cast<double>(steps);
 }
 
-// K Q^T for a tile of keys and a panel of queries, all of which L1 holds; a step is one of a micro
-// tile.
+// K Q^T for a tile of keys and a panel of queries, 28 KiB at most, which L1 holds; a step is one of
+// a micro tile.
 template <class Isa, class Real>
 double product_probe(int64_t steps) {
   using V = Vec<Isa, Real>;
-  constexpr int64_t kKeys = 48;  // a multiple of every tile_rows()
-  constexpr int64_t kDepth = 64;
+  constexpr int64_t kKeys = 24;  // a multiple of every tile_rows()
+  constexpr int64_t kDepth = 256 / sizeof(Real);
   constexpr int64_t kColumns = Isa::kTileVecs * V::kLanes;
   constexpr int64_t kRows = Isa::tile_rows(Isa::kTileVecs);
   static_assert(kKeys % kRows == 0);

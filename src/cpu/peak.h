@@ -12,8 +12,9 @@ namespace attentile::cpu {
 // the instruction set has no kernels in this build or does not run on this machine.
 double measure_peak_gflops(Isa isa, DType dtype, int threads, int runs = 15);
 
-// The same of the kernels' tile product, its operands in L1: what exact attention could reach if it
-// were products alone. Loads cost units and power, so that the clock may be lower, too.
+// The same of the kernels' tile product, its operands in L1: what attention made of these could
+// reach if it were products alone. Loads cost units and power, so that the clock may be lower, too.
+// A matrix unit's products are not measured.
 double measure_product_gflops(Isa isa, DType dtype, int threads, int runs = 15);
 
 }  // namespace attentile::cpu

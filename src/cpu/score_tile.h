@@ -118,13 +118,12 @@ inline void visit_by_keys(const Tile& t, const Array4& from, LoadWhole load_whol
   using V = Vec<Isa, Real>;
   constexpr int kLanes = V::kLanes;
   const char* tile = from.at(t.b, t.h, t.q0, t.k0);
-  // A dimension of one element may have any stride.
-  const int64_t row = t.rows > 1 ? from.stride[2] * size_of(from.dtype) : 0;
-  const int64_t column = t.keys > 1 ? from.stride[3] * size_of(from.dtype) : 0;
+  const int64_t row = from.stride[2] * size_of(from.dtype);
+  const int64_t column = from.stride[3] * size_of(from.dtype);
   for (int i0 = 0; i0 < t.lanes; i0 += kLanes) {
     for (int k0 = 0; k0 < t.keys; k0 += kLanes) {
       const int count = static_cast<int>(min64(kLanes, t.keys - k0));
-      const char* cells = tile + i0 * row + k0 * column;
+      const char* cells = i0 < t.rows ? tile + i0 * row + k0 * column : tile;
       V block[kLanes];
       if (count == kLanes && i0 + kLanes <= t.rows) {
         for (int i = 0; i < kLanes; ++i) block[i] = load_whole(cells + i * row);

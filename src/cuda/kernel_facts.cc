@@ -43,20 +43,23 @@ int32_t blocks_by_registers(int32_t registers, int32_t threads) {
   return 4 * (kQuarter / of_warp) / (threads / 32);
 }
 
-TileCycles tile_cycles(const KernelFacts& facts, const TileCounts& counts, int32_t threads) {
+TileCycles tile_cycles(const KernelFacts& facts, const TileCounts& counts, int32_t threads,
+                       int32_t blocks_per_sm) {
   // Per SM and cycle, from the architectures' white papers: products of two numbers on tensor
   // cores, lanes of float32 and of integers.
   const bool sm90 = facts.architecture >= 90;
   const double products = sm90 ? 2048 : 1024;
   const double float_lanes = sm90 ? 128 : 64;
   const double warps = threads / 32.0;
+  const double quarters = std::min(4.0, warps * blocks_per_sm);
+  const double of_all = warps * 4 / quarters;  // as if all quarters did as much as the busiest
   const TileInstructions& t = facts.tile;
   return {.tensor = counts.mma * 2048 / products,
-          .issue = t.total() * warps / 4,
+          .issue = t.total() * of_all / 4,
           .shared = static_cast<double>(facts.wavefronts + counts.bank_conflicts),
           .exp = counts.ex2 / 16.0,
-          .arithmetic = t.arithmetic * warps * 32 / float_lanes,
-          .index = t.index * warps * 32 / 64};
+          .arithmetic = t.arithmetic * of_all * 32 / float_lanes,
+          .index = t.index * of_all * 32 / 64};
 }
 
 }  // namespace attentile::cuda

@@ -11,9 +11,9 @@
 
 namespace attentile::cuda {
 
-// Instructions that a warp executes for one full tile of the inner loop (the mean, where warps
-// differ): nothing masked, no special values, no option (but BiasGradient's bias), no new maximum.
-// All 0 for kernels without such a loop.
+// Instructions that a warp executes for one full tile of the inner loop (where warps differ, the
+// mean of the busiest quarter of an SM): nothing masked, no special values, no option (but
+// BiasGradient's bias), no new maximum. All 0 for kernels without such a loop.
 struct TileInstructions {
   int32_t mma;         // HMMA m16n8k16
   int32_t ldmatrix;    // LDSM, 512 bytes of shared memory each
@@ -64,6 +64,8 @@ const TileCounts* find_tile_counts(std::string_view kernel);
 int32_t blocks_by_registers(int32_t registers, int32_t threads);
 
 // Cycles of an SM that the warps of a block take of each unit for one full tile, at its peak rate.
+// Instructions, and lanes of arithmetic, belong to quarters of an SM, of which few warps leave some
+// without work.
 struct TileCycles {
   double tensor;  // products
   double issue;   // one instruction a cycle in each quarter of an SM
@@ -72,6 +74,7 @@ struct TileCycles {
   double arithmetic;
   double index;
 };
-TileCycles tile_cycles(const KernelFacts& facts, const TileCounts& counts, int32_t threads);
+TileCycles tile_cycles(const KernelFacts& facts, const TileCounts& counts, int32_t threads,
+                       int32_t blocks_per_sm);
 
 }  // namespace attentile::cuda

@@ -243,14 +243,19 @@ TEST(KernelFacts, MachineCodeAndEmulatorAgreeOnATile) {
     const bool is_float32 = kernel.find("<float") != std::string::npos;
     for (const int32_t architecture : {80, 90}) {
       const KernelFacts* facts = find_kernel_facts(kernel, architecture);
+      ASSERT_NE(facts, nullptr) << kernel;
       const int32_t threads = launch.threads;
       EXPECT_EQ(facts->tile.mma * threads / 32, counts->mma) << kernel;
       EXPECT_EQ(facts->tile.copy * threads, counts->copies) << kernel;
       EXPECT_GE(facts->tile.exp * threads, counts->ex2) << kernel;
-      EXPECT_LE(facts->tile.exp * threads, counts->ex2 * 5 / 4) << kernel;
+      // Of this one a quarter of the warps compute all scores: the figures are those of the
+      // busiest.
+      const int32_t uneven = kernel == "KeyGradients<float, 256>" ? 2 : 1;
+      EXPECT_LE(facts->tile.exp * threads, counts->ex2 * 5 / 4 * uneven) << kernel;
       const int32_t wavefronts = counts->shared_wavefronts - counts->bank_conflicts;
+      const int32_t walks = is_float32 && kernel.starts_with("Query") ? 2 : 1;
       EXPECT_LE(facts->wavefronts, wavefronts * 1.08) << kernel << " " << architecture;
-      EXPECT_GE(facts->wavefronts, wavefronts * (is_float32 ? 0.85 : 0.55))
+      EXPECT_GE(facts->wavefronts, wavefronts - 96 * walks * threads / 32)
           << kernel << " " << architecture;
       if (!is_float32) continue;
       const size_t comma = kernel.find(", ");
@@ -258,7 +263,7 @@ TEST(KernelFacts, MachineCodeAndEmulatorAgreeOnATile) {
       const double products =
           products_of(kernel) * static_cast<double>(launch.tile_m * launch.tile_n) * head_dim;
       EXPECT_GE(facts->tile.arithmetic * threads, products) << kernel;
-      EXPECT_LE(facts->tile.arithmetic * threads, products * 1.3) << kernel;
+      EXPECT_LE(facts->tile.arithmetic * threads, products * 1.3 * (1 + uneven) / 2) << kernel;
     }
   }
   EXPECT_EQ(tiles, 82);
@@ -269,16 +274,28 @@ TEST(KernelFacts, CountsTheProductsOfATile) {
   const KernelFacts* facts = find_kernel_facts("Forward<BFloat16, 128, false>", 80);
   ASSERT_NE(facts, nullptr);
   EXPECT_EQ(facts->tile.mma * 4, 2 * 128 * 64 * 128 / 2048);
-  const TileCycles cycles = tile_cycles(*facts, *find_tile_counts(facts->kernel), 128);
+  const TileCycles cycles = tile_cycles(*facts, *find_tile_counts(facts->kernel), 128, 2);
   EXPECT_EQ(cycles.tensor, 2.0 * 128 * 64 * 128 / 1024);
   EXPECT_EQ(cycles.exp, 128 * 64 / 16.0);
 
   const KernelFacts* single = find_kernel_facts("Forward<float, 128, true, true>", 90);
   ASSERT_NE(single, nullptr);
   EXPECT_GE(single->tile.arithmetic * 128, 2 * 64 * 32 * 128);
-  const TileCycles alone = tile_cycles(*single, *find_tile_counts(single->kernel), 128);
+  const TileCycles alone = tile_cycles(*single, *find_tile_counts(single->kernel), 128, 3);
   EXPECT_EQ(alone.tensor, 0);
   EXPECT_GE(alone.arithmetic, 2.0 * 64 * 32 * 128 / 128);
+}
+
+// Two warps on an SM leave half of it without work.
+TEST(KernelFacts, FewWarpsUseFewQuarters) {
+  const KernelFacts* facts = find_kernel_facts("Forward<float, 256, true, true>", 80);
+  ASSERT_NE(facts, nullptr);
+  const TileCounts& counts = *find_tile_counts(facts->kernel);
+  const TileCycles one = tile_cycles(*facts, counts, 64, 1);
+  const TileCycles two = tile_cycles(*facts, counts, 64, 2);
+  EXPECT_EQ(one.issue, 2 * two.issue);
+  EXPECT_EQ(one.arithmetic, 2 * two.arithmetic);
+  EXPECT_EQ(one.shared, two.shared);
 }
 
 TEST(KernelFacts, RegistersLimitBlocks) {

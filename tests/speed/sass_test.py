@@ -135,6 +135,37 @@ class FullTile(unittest.TestCase):
         found = sass.full_tile(lines(TILE), sass.Tile(mma=16))
         self.assertEqual(found["LDGSTS.128"] + found["MUFU.EX2"], 0)
 
+    def test_what_a_predicate_is_known_to_be(self):
+        # Masks are skipped by a vote on P0, which the way through .L_x_2 has just set.
+        text = """
+            MOV R1, RZ
+            .L_x_1:
+            @P3 BRA `(.L_x_2)
+            FADD R5, R5, R5
+            FADD R5, R5, R5
+            ISETP.NE.AND P0, PT, R6, R9, PT
+            BRA `(.L_x_3)
+            .L_x_2:
+            PLOP3.LUT P0, PT, PT, PT, PT, 0x80, 0x0
+            .L_x_3:
+            VOTE.ANY P0, P0
+            @!P0 BRA `(.L_x_4)
+            SHFL.IDX PT, R1, R2, R3, 0x1f
+            SHFL.IDX PT, R1, R2, R3, 0x1f
+            SHFL.IDX PT, R1, R2, R3, 0x1f
+            .L_x_4:
+            HMMA.16816.F32.BF16 R140, R172.reuse, R156, R84
+            @P4 BRA `(.L_x_1)
+            EXIT"""
+        found = sass.full_tile(lines(text), sass.Tile(mma=1))
+        self.assertEqual((found["FADD"], found["SHFL"]), (2, 0))
+        for constant in ("0x8, 0x0", "0x40, 0x0"):  # false
+            found = sass.full_tile(lines(text.replace("0x80, 0x0", constant)), sass.Tile(mma=1))
+            self.assertEqual((found["FADD"], found["SHFL"]), (0, 0))
+        found = sass.full_tile(lines(text.replace("VOTE.ANY P0, P0", "R2P PR, R7, 0x1")),
+                               sass.Tile(mma=1))
+        self.assertEqual((found["FADD"], found["SHFL"]), (0, 0))  # not known any more
+
     def test_no_way(self):
         self.assertIsNone(sass.full_tile(lines(TILE), sass.Tile(mma=15)))
         self.assertIsNone(sass.full_tile(lines(TILE), sass.Tile(mma=16, copies=2)))

@@ -29,6 +29,7 @@ class Workspace {
   Workspace& operator=(const Workspace&) = delete;
 
   char* data() {
+    if (lines_.empty()) return nullptr;
     return reinterpret_cast<char*>(lines_.data()) + device_.options().workspace_offset;
   }
 
