@@ -325,9 +325,8 @@ void print_gpu(std::FILE* out, const Gpu& gpu, const std::vector<GpuPass>& passe
       out,
       "\nTFLOP/s, TB/s: data sheet. Registers, instructions: ptxas and disassembly of nvcc 13.0. "
       "Counted: by the\nemulator; wavefronts of shared memory, sectors of 32 bytes. Cycles: each "
-      "unit alone at its peak rate;\nbound: the largest, unless the loop adds to memory. No figure "
-      "of "
-      "time is predicted.\n{}",
+      "unit alone at its peak rate;\nbound: the largest, unless the loop adds to memory. "
+      "No figure of time is predicted.\n{}",
       gpu.architecture < 90 ? ""
                             : "The peak of products is that of wgmma; these kernels' mma.sync "
                               "may be slower.\n");

@@ -36,7 +36,7 @@ struct BackwardScratch : BackwardParts {
   Real* p = nullptr;      // [step_n][lanes]
   Real* ds = nullptr;     // [step_n][lanes]
   Real* hide = nullptr;   // [step_n][lanes]
-  Real* extra = nullptr;  // [step_n][lanes], bias, then keep
+  Real* extra = nullptr;  // [step_n][lanes], of products, then keep
   Real* cap = nullptr;    // [step_n][lanes], tanh(S / softcap)
   Real* lane = nullptr;   // [2][lanes]
 };

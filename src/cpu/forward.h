@@ -23,7 +23,7 @@ struct TileScratch {
   Real* s = nullptr;        // [step_n][lanes]
   Real* weights = nullptr;  // [step_n][lanes]
   Real* hide = nullptr;     // [step_n][lanes]
-  Real* extra = nullptr;    // [step_n][lanes], bias, then keep
+  Real* extra = nullptr;    // [step_n][lanes], of products, then keep
   Real* lane = nullptr;     // [2][lanes]
   Parts weights_parts = {};
 };
