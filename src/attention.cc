@@ -76,7 +76,7 @@ void add_traffic(const Problem& problem, const ExecutionContext& context, Plan& 
 void add_notes(const Problem& problem, const cpu::CpuPlan& cpu_plan, Plan& plan) {
   const auto note = [&](std::string text) { plan.notes.push_back(std::move(text)); };
   const int64_t panel = cpu_plan.panel_rows(problem.max_seqlen_q);
-  const std::string for_unit = "float16, and for bfloat16 without a sink";
+  const std::string for_unit = "float16, and without a sink for bfloat16 and, by name, float32";
   const std::string lanes = std::to_string(cpu_plan.lanes) + "-lane registers";
   if (plan.algorithm == Algorithm::kFlash1 && !plan.backward) {
     note("tile_n = ceil(M / 4d) and tile_m = min(tile_n, d) for M = " +
@@ -104,9 +104,9 @@ void add_notes(const Problem& problem, const cpu::CpuPlan& cpu_plan, Plan& plan)
   }
   const std::string few = std::to_string(cpu_plan.off_unit_queries) + " queries";
   if (cpu_plan.parts_for(problem.max_seqlen_q) > 0) {
-    note(std::string(cpu_plan.parts == 1
-                         ? "products of bfloat16 run on the matrix unit"
-                         : "products of float16, as two bfloat16 each, run on the matrix unit") +
+    constexpr const char* kProducts[] = {"bfloat16", "float16, as two bfloat16 each,",
+                                         "float32, as three bfloat16 each,"};
+    note(std::string("products of ") + kProducts[cpu_plan.parts - 1] + " run on the matrix unit" +
          (cpu_plan.off_unit_queries > 0 ? ", in sequences of more than " + few : ""));
   } else if (cpu_plan.parts > 0) {
     note("the matrix unit does not run: it pays from more than " + few + " a sequence on");

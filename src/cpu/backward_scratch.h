@@ -174,8 +174,8 @@ inline void pack_panel_rows(const Worker<Isa, Real>& w, const Tile& t,
     if (r.q_rows.data == nullptr) return;
     const int ld = w.plan.padded_dim;
     const int ld_v = w.plan.padded_dim_v;
-    Unit::pack_right({r.q, ld, t.rows, ld}, Unit::Mark::kRows, r.q_rows);
-    Unit::pack_right({r.dout, ld_v, t.rows, ld_v}, Unit::Mark::kRows, r.dout_rows);
+    Unit::pack_right({r.q, ld, t.rows, ld}, r.q_rows, Unit::Mark::kRows);
+    Unit::pack_right({r.dout, ld_v, t.rows, ld_v}, r.dout_rows, Unit::Mark::kRows);
   }
 }
 

@@ -20,12 +20,13 @@ namespace attentile::cpu {
 // Scratch that attend_tile works in.
 template <class Real>
 struct TileScratch {
-  Real* s = nullptr;        // [step_n][lanes]
-  Real* weights = nullptr;  // [step_n][lanes]
-  Real* hide = nullptr;     // [step_n][lanes]
-  Real* extra = nullptr;    // [step_n][lanes], of products, then keep
-  Real* lane = nullptr;     // [2][lanes]
-  Parts weights_parts = {};
+  Real* s = nullptr;                        // [step_n][lanes]
+  Real* weights = nullptr;                  // [step_n][lanes]
+  Real* hide = nullptr;                     // [step_n][lanes]
+  Real* extra = nullptr;                    // [step_n][lanes], of products, then keep
+  Real* lane = nullptr;                     // [2][lanes]
+  Parts weights_parts[2] = {};              // of a tile and of the one before it
+  PendingProduct<Real>* pending = nullptr;  // of the one before, where products may wait
 };
 
 template <class Isa, class Real>
@@ -36,7 +37,9 @@ inline TileScratch<Real> take_tile_scratch(Worker<Isa, Real>& w, int lanes) {
   }
   scratch.lane = w.take(2 * lanes);
   const int64_t depth = padded_depth(w.plan.step_n);
-  scratch.weights_parts = w.take_parts(right_size(w.parts, lanes, depth), depth, 0);
+  for (Parts& parts : scratch.weights_parts) {
+    parts = w.take_parts(right_size(w.parts, lanes, depth), depth, 0);
+  }
   return scratch;
 }
 
@@ -190,13 +193,18 @@ inline void attend_tile(Worker<Isa, Real>& w, const Panel<Real>& panel, Tile t,
   const int64_t skip = t.k0 - keys.k0;
   const bool partial = tile_class == TileClass::kPartial;
   tile_logits<Isa, Real>(w, t, partial, scale, score_tile(scratch, panel, keys, t.k0));
-  Parts packed = scratch.weights_parts;
+  PendingProduct<Real>* pending = scratch.pending;
+  const bool other = pending != nullptr && pending->waits &&
+                     pending->tile.right.data == scratch.weights_parts[0].data;
+  Parts packed = scratch.weights_parts[other ? 1 : 0];
   packed.ld = padded_depth(t.keys);
   // The weights themselves are wanted too where they are dropped or meet values that have no parts.
   const bool pack_later = p.dropout.enabled || keys.v_parts.has_hard();
-  const WeightTile<Real> weights = {scratch.s, scratch.weights, t.keys, partial ? &t : nullptr,
-                                    pack_later ? Parts{} : packed};
+  const WeightTile<Real> weights = {
+      scratch.s, scratch.weights, t.keys, partial ? &t : nullptr, pack_later ? Parts{} : packed,
+      pending};
   uint64_t left_out = online_softmax<Isa, Real>(panel, weights, head_dim_v, scale.exponent);
+  if (pending != nullptr) MatrixUnit<Isa, Real>::finish(*pending);
   if constexpr (sizeof(Real) == 4) {
     // With a block pattern the rows beside decide whether a tile is full: no bit may tell.
     if (left_out != 0 && p.block_mask.present) {
@@ -221,14 +229,21 @@ inline void attend_tile(Worker<Isa, Real>& w, const Panel<Real>& panel, Tile t,
                                   .accumulate = true,
                                   .left = depth_from(keys.v_parts, skip),
                                   .right = packed};
-  if (multiply_weights<Isa, Real>(product, pack_later, partial ? scratch.hide : nullptr)) return;
-  if (partial && keys.v_nonfinite < 0) {
-    keys.v_nonfinite = tile_has_nonfinite<Isa, Real>(w, keys.v, keys.keys, head_dim_v, keys.v_ld);
+  // Subnormal weights that are left out may meet large values of float32.
+  const bool add_left_out = left_out != 0 && w.parts != 1 && w.parts != 2;
+  if (pending != nullptr && packed.data != nullptr && !pack_later && !add_left_out) {
+    pending->begin(product);
+    return;
   }
-  const bool visible_only = partial && keys.v_nonfinite > 0;
-  multiply_by_groups<Isa, Real>(t, partial, product, visible_only ? scratch.hide : nullptr);
+  if (!multiply_weights<Isa, Real>(product, pack_later, partial ? scratch.hide : nullptr)) {
+    if (partial && keys.v_nonfinite < 0) {
+      keys.v_nonfinite = tile_has_nonfinite<Isa, Real>(w, keys.v, keys.keys, head_dim_v, keys.v_ld);
+    }
+    const bool visible_only = partial && keys.v_nonfinite > 0;
+    multiply_by_groups<Isa, Real>(t, partial, product, visible_only ? scratch.hide : nullptr);
+  }
   if constexpr (sizeof(Real) == 4) {
-    for (int i = 0; left_out != 0 && i < t.lanes; i += Vec<Isa, Real>::kLanes) {
+    for (int i = 0; add_left_out && i < t.lanes; i += Vec<Isa, Real>::kLanes) {
       if ((left_out & left_out_bit(panel, i)) == 0) continue;
       add_subnormal<Isa>(panel, weights, i, product, p.dropout.enabled ? scratch.extra : nullptr,
                          scale.exponent);
@@ -416,7 +431,9 @@ void flash2_forward_task(void* job, int64_t task, int worker, Progress& progress
 
   const KeyBuffers<Real> buffers = take_key_buffers(w);
   Real* rows_buffer = w.take(plan.rows_buffer_size);
-  const TileScratch<Real> scratch = take_tile_scratch<Isa, Real>(w, lanes);
+  PendingProduct<Real> pending;
+  TileScratch<Real> scratch = take_tile_scratch<Isa, Real>(w, lanes);
+  if (w.parts > 0) scratch.pending = &pending;
   Panel<Real> panels[kMaxPanels];
   for (int n = 0; n < num_panels; ++n) {
     Panel<Real>& panel = panels[n];
@@ -461,6 +478,7 @@ void flash2_forward_task(void* job, int64_t task, int worker, Progress& progress
       const int64_t first = min64(next.begin + n * share, next.end);
       prefetch_keys<Isa, Real>(w, s, t, {first, min64(first + share, next.end)});
     }
+    MatrixUnit<Isa, Real>::finish(pending);
   }
   for (int n = 0; n < num_panels; ++n) {
     store_panel<Isa, Real>(w, t, panels[n], scale, rows_buffer);

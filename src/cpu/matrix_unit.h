@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Matrix units multiply tiles of bfloat16 into float32. An operand is handed to them as a sum of
 // bfloat16 numbers per value, each the leading bits of what the ones before leave: one part holds a
-// bfloat16 value, two a float16 value, and every part of A is multiplied by every part of B.
+// bfloat16 value, two a float16 value, three a float32 value. Parts of A are multiplied by parts of
+// B; of three each, the products that would only show below float32's last bit are left out.
 // MatrixUnit<Isa, Real> is specialised where there is one.
 #pragma once
 
@@ -10,10 +11,13 @@
 namespace attentile::cpu {
 
 // A packed operand, depth padded with zeros to ld, a multiple of 32.
-//   left   [parts][rows][ld]                   rows padded with zeros to a multiple of 16
+//   left   [parts][rows][ld / 2][2]            rows padded with zeros to a multiple of 16
 //   right  [parts][cols / 16][ld / 2][16][2]
-// hard: which source rows (or lanes) hold a value that has no such parts: NaN, infinity. Subnormal
-// numbers count as 0.
+// What makes a pair: values in depth 16 from each other along head_dim and queries, so that packing
+// takes no shuffle; neighbours along keys, where a product may begin at any.
+// hard: which source rows (or lanes) hold a value that has no such parts: NaN, infinity; of three
+// parts also what is so large or so small that flushed parts could show. Else subnormal numbers
+// count as 0.
 struct Parts {
   uint16_t* data = nullptr;  // null: not packed
   int parts = 0;
@@ -39,11 +43,18 @@ struct MatrixUnit {
   static constexpr bool kPresent = false;
   static void begin() {}
   static void end() {}
-  template <class... Arguments>
-  static void store_right(const Arguments&...) {}
+  template <class Pending>
+  static void step(Pending&) {}
+  template <class Pending>
+  static void finish(Pending&) {}
   static void pack_left(const PackSource<Real>&, const Parts&) {}
   static void pack_left_transposed(const PackSource<Real>&, const Parts&) {}
   static void pack_right(const PackSource<Real>&, const Parts&) {}
+  static void pack_weights(const PackSource<Real>&, const Parts&) {}
+  template <int kParts, class... Arguments>
+  static void store_weights(const Arguments&...) {}
+  template <class Function>
+  static void with_parts(const Parts&, Function) {}
 };
 
 // The same operand from row `row`, from depth `k`, or (not for marked ones) from column `column`

@@ -40,8 +40,9 @@ struct WeightTile {
   const Real* s = nullptr;
   Real* weights = nullptr;
   int keys = 0;
-  const Tile* partial = nullptr;  // else every query sees every key
-  Parts packed = {};              // receives the weights, then `weights` may hold anything
+  const Tile* partial = nullptr;           // else every query sees every key
+  Parts packed = {};                       // receives the weights, then `weights` may hold anything
+  PendingProduct<Real>* beside = nullptr;  // what the matrix unit does meanwhile
 };
 
 // Keys of a tile that the queries of the vector from lane i on may see, in whole groups.
@@ -110,6 +111,39 @@ template <class Isa, class Real>
   return left_out;
 }
 
+// The weights of one vector of lanes, from lane i on, straight into tile.packed, and their sum.
+// Beside it the matrix unit goes on with its product. What the loop needs is copied: for all that
+// compilers know, a tile register is stored there.
+template <int kParts, class Isa, class Real>
+inline Vec<Isa, Real> weigh_and_pack(const WeightTile<Real>& tile, int i, int lanes,
+                                     Vec<Isa, Real> row_max, const WeightExp<Isa, Real>& given) {
+  using V = Vec<Isa, Real>;
+  using Unit = MatrixUnit<Isa, Real>;
+  const WeightExp<Isa, Real> exp = given;
+  const Parts packed = tile.packed;
+  const V zero = V::set1(Real{0});
+  const Real* s = tile.s + i;
+  const int keys = tile.keys;
+  PendingProduct<Real>* beside = tile.beside;
+  V sum = zero;
+  int k = 0;
+  for (; k + 1 < keys; k += 2, s += 2 * lanes) {
+    const V first = exp.unchecked(V::load(s) - row_max);
+    const V second = exp.unchecked(V::load(s + lanes) - row_max);
+    sum = sum + first;
+    sum = sum + second;
+    Unit::template store_weights<kParts>(first, second, packed, i, k);
+    if (k % 4 == 2 && beside != nullptr) Unit::step(*beside);
+  }
+  for (; k < packed.ld; k += 2) {
+    V first = zero;
+    if (k < keys) first = exp.unchecked(V::load(s) - row_max);
+    sum = sum + first;
+    Unit::template store_weights<kParts>(first, zero, packed, i, k);
+  }
+  return sum;
+}
+
 // One vector of lanes, from lane i on, without a look at the maximum. False: the weights are not
 // right, for nothing was seen before, or one is above the threshold or was not a number.
 template <class Isa, class Real>
@@ -127,12 +161,11 @@ inline bool weigh_at_once(const Panel<Real>& panel, const WeightTile<Real>& tile
     sum = sum + weight;
     return weight;
   };
-  if (MatrixUnit<Isa, Real>::kPresent && tile.packed.data != nullptr) {
-    for (int k = 0; k < tile.packed.ld; k += 2) {
-      const V first = k < tile.keys ? weigh(k) : zero;
-      const V second = k + 1 < tile.keys ? weigh(k + 1) : zero;
-      MatrixUnit<Isa, Real>::store_right(first, second, tile.packed, i, k);
-    }
+  using Unit = MatrixUnit<Isa, Real>;
+  if (Unit::kPresent && tile.packed.data != nullptr) {
+    Unit::with_parts(tile.packed, [&](auto parts) {
+      sum = weigh_and_pack<decltype(parts)::value, Isa, Real>(tile, i, lanes, row_max, exp);
+    });
   } else {
     for (int k = 0; k < tile.keys; ++k) weigh(k).store(tile.weights + k * lanes + i);
   }
@@ -161,17 +194,18 @@ inline uint64_t online_softmax(const Panel<Real>& panel, const WeightTile<Real>&
   uint64_t left_out = 0;
   for (int i = 0; i < panel.lanes; i += kLanes) {
     const uint64_t bit = left_out_bit(panel, i);
+    bool weighed = false;
     if (may_be_right) {
       const SubnormalsAreZero<Isa, Real> zeros;
-      if (weigh_at_once<Isa, Real>(panel, tile, i, exp)) {
-        if (zeros.dropped()) left_out |= bit;
-        continue;
-      }
+      weighed = weigh_at_once<Isa, Real>(panel, tile, i, exp);
+      if (weighed && zeros.dropped()) left_out |= bit;
     }
-    if (raise_and_weigh<Isa, Real>(panel, tile, i, head_dim_v, exponent)) left_out |= bit;
-    if (tile.packed.data == nullptr) continue;
-    MatrixUnit<Isa, Real>::pack_right({tile.weights + i, panel.lanes, tile.keys, kLanes},
-                                      columns_from(tile.packed, i));
+    if (!weighed && raise_and_weigh<Isa, Real>(panel, tile, i, head_dim_v, exponent)) {
+      left_out |= bit;
+    }
+    if (weighed || tile.packed.data == nullptr) continue;
+    MatrixUnit<Isa, Real>::pack_weights({tile.weights + i, panel.lanes, tile.keys, kLanes},
+                                        columns_from(tile.packed, i));
   }
   return left_out;
 }

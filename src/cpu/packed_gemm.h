@@ -54,7 +54,7 @@ template <class Isa, class Real>
     if (t.left.hard[k] == 0) continue;
     for (int m = 0; m < t.rows; ++m) {
       const V a = V::set1(t.a[m * t.a_row + k * t.a_step]);
-      if (!MatrixUnit<Isa, Real>::is_hard(a)) continue;
+      if (!MatrixUnit<Isa, Real>::is_hard(a, t.left.parts)) continue;
       for (int n = 0; n < t.cols; n += V::kLanes) {
         Real* cell = t.c + m * t.c_row + n;
         const V c = V::load(cell);
@@ -74,7 +74,7 @@ inline bool multiply_weights(GemmTile<Real> t, bool pack, const Real* hide) {
   if constexpr (Unit::kPresent) {
     if (t.left.data == nullptr) return false;
     t.right.ld = padded_depth(t.depth);
-    if (pack) Unit::pack_right({t.b, t.b_step, t.depth, t.cols}, t.right);
+    if (pack) Unit::pack_weights({t.b, t.b_step, t.depth, t.cols}, t.right);
     Unit::multiply(t);
     if (t.left.has_hard()) add_hard_left<Isa, Real>(t, hide);
     return true;
@@ -93,7 +93,8 @@ template <class Isa, class Real>
       const V a = V::set1(t.a[m * t.a_row + k * t.a_step]);
       for (int n = 0; n < t.cols; n += V::kLanes) {
         Real* cell = t.c + m * t.c_row + n;
-        const V b = MatrixUnit<Isa, Real>::only_hard(V::load(t.b + k * t.b_step + n));
+        const V b =
+            MatrixUnit<Isa, Real>::only_hard(V::load(t.b + k * t.b_step + n), t.right.parts);
         V::fma(a, b, V::load(cell)).store(cell);
       }
     }

@@ -154,6 +154,7 @@ int64_t forward_scratch(const Problem& p, const CpuPlan& plan, int64_t head_dim_
     size.take_parts(left_size(plan.parts, plan.tile_n + 15, depth), plan.tile_n);
     size.take_parts(left_size(plan.parts, head_dim_v, value_depth(plan)), plan.tile_n);
     size.take_parts(right_size(plan.parts, lanes, padded_depth(plan.step_n)), 0);
+    size.take_parts(right_size(plan.parts, lanes, padded_depth(plan.step_n)), 0);
     for (int64_t n = 0; n < panels; ++n) {
       size.take_parts(right_size(plan.parts, lanes, depth), lanes);
     }
@@ -329,7 +330,9 @@ int64_t count_key_blocks(const CpuPlan& plan, const Sequence& s) {
 
 int matrix_parts(const Problem& problem) {
   if (problem.dtype == DType::kFloat16) return 2;
-  return problem.dtype == DType::kBFloat16 && !problem.sink.present ? 1 : 0;
+  if (problem.sink.present) return 0;
+  if (problem.dtype == DType::kFloat32) return problem.isa == Isa::kAmx ? 3 : 0;
+  return problem.dtype == DType::kBFloat16 ? 1 : 0;
 }
 
 CpuPlan make_plan(const Problem& problem, const Machine& machine, int workers) {

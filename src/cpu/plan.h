@@ -18,10 +18,10 @@ struct Machine {
   int64_t l2_bytes = 1 << 20;
 };
 
-// Parts of a matrix unit's operands (matrix_unit.h), 0 where it has nothing to do. float32 would
-// take three parts and six products, which is slower than multiply-adds (decision 8). A sink may
-// leave weights that are all subnormal, which the unit takes for 0 and bfloat16 results would show;
-// both passes multiply alike, since the backward pass recomputes the weights of the forward pass.
+// Parts of a matrix unit's operands (matrix_unit.h), 0 where it has nothing to do. float32 takes
+// three parts and six products, by name alone so far (decision 8). A sink may leave weights that
+// are all subnormal, which the unit takes for 0 and these results would show; both passes multiply
+// alike, since the backward pass recomputes the weights of the forward pass.
 int matrix_parts(const Problem& problem);
 
 CpuPlan make_plan(const Problem& problem, const Machine& machine, int workers);

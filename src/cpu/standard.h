@@ -256,7 +256,7 @@ void standard_product_task(void* job, int64_t task, int worker, Progress& progre
                                       .depth = t.keys,
                                       .accumulate = true,
                                       .left = columns,
-                                      .right = scratch.weights_parts};
+                                      .right = scratch.weights_parts[0]};
       if (multiply_weights<Isa, Real>(product, true, nonfinite ? scratch.hide : nullptr)) continue;
       nonfinite ? accumulate_visible<Isa, Real>(product, scratch.hide) : gemm<Isa, Real>(product);
     }

@@ -38,6 +38,19 @@ struct GemmTile {
   Parts right = {};
 };
 
+// A product that the matrix unit is to do beside other work, step by step, and how far it is.
+template <class Real>
+struct PendingProduct {
+  GemmTile<Real> tile;
+  int row = 0;
+  int col = 0;
+  int depth = 0;
+  int part = 0;
+  bool waits = false;
+
+  void begin(const GemmTile<Real>& t) { *this = {.tile = t, .waits = true}; }
+};
+
 inline constexpr int kMostRowPointers = 8;  // that stay in registers
 
 // One micro tile: kRows rows, kVecs vectors of columns. kAlongSteps: a_step is 1, so each row of A

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Where the matrix unit multiplies: for 16-bit inputs, by itself in sequences of more queries than
-// it takes to pay, by name in all. Every sequence decides for itself, and for both passes.
+// it takes to pay, by name in all, and then for float32 too. Every sequence decides for itself, and
+// for both passes.
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
@@ -73,8 +74,9 @@ TEST_F(MatrixUnit, IsChosenWhereItHasSomethingToDo) {
           EXPECT_EQ(has_note(plan, "amx does not run: its matrix unit is for float16"), !expected);
           const Plan named = plan_of(c, {algorithm, Isa::kAmx}, backward);
           EXPECT_EQ(named.isa, Isa::kAmx);
-          EXPECT_EQ(has_note(named, "run on the matrix unit"), expected);
-          EXPECT_EQ(has_note(named, "the matrix unit does not run: it is for float16"), !expected);
+          const bool takes = expected || (dtype == DType::kFloat32 && !sink);
+          EXPECT_EQ(has_note(named, "run on the matrix unit"), takes);
+          EXPECT_EQ(has_note(named, "the matrix unit does not run: it is for float16"), !takes);
         }
       }
     }
@@ -133,10 +135,10 @@ TEST_F(MatrixUnit, EverySequenceDecidesForItself) {
 // A tile of flash1 may be as long as the keys: it is packed piece by piece, and a NaN in the first
 // piece is not forgotten over the next.
 TEST_F(MatrixUnit, PacksTilesOfAnySize) {
-  for (const Few& few : kFew) {
+  for (const DType dtype : {DType::kBFloat16, DType::kFloat16, DType::kFloat32}) {
     for (const bool with_nan : {false, true}) {
-      SCOPED_TRACE(std::string(to_string(few.dtype)) + (with_nan ? " with NaN" : ""));
-      Case c = base_case(few.dtype);
+      SCOPED_TRACE(std::string(to_string(dtype)) + (with_nan ? " with NaN" : ""));
+      Case c = base_case(dtype);
       c.batch = 1;
       c.seqlen_k = 2100;
       c.window_left = 1900;  // the keys of the NaN are hidden from some rows
@@ -157,6 +159,34 @@ TEST_F(MatrixUnit, PacksTilesOfAnySize) {
       EXPECT_NE(all_finite(one_tile.out), with_nan);
       if (!with_nan) {
         EXPECT_TRUE(accurate(c, values, one_tile));
+      }
+    }
+  }
+}
+
+// Numbers near the ends of float32, whose parts would overflow or be flushed, alone or among
+// others: those are multiplied without the unit.
+TEST_F(MatrixUnit, TakesFloat32OfAnySize) {
+  for (const int exponent : {-135, -120, -101, -90, 63, 64, 100}) {
+    for (const int64_t every : {1, 7}) {
+      if (every == 1 && exponent < -110) continue;  // results below 2^-126 may come out as 0
+      for (const Algorithm algorithm : kAlgorithms) {
+        SCOPED_TRACE("2^" + std::to_string(exponent) + " every " + std::to_string(every) + " " +
+                     to_string(algorithm));
+        Case c = base_case(DType::kFloat32);
+        Values values = conformance::make_values(c);
+        const auto scale = [&](auto& tensor, int by) {
+          for (int64_t i = 0; i < tensor.count(); i += every) {
+            tensor.set(i, std::ldexp(tensor.get(i), by));
+          }
+        };
+        scale(values.v, exponent);
+        if (every == 1) {
+          scale(values.q, exponent);
+          scale(values.k, std::min(-exponent, 120));
+          scale(values.dout, std::min(-exponent, 120));
+        }
+        EXPECT_TRUE(accurate(c, values, run_call(c, values, {algorithm, Isa::kAmx})));
       }
     }
   }
