@@ -16,8 +16,8 @@ namespace attentile::cpu {
 // What makes a pair: values in depth 16 from each other along head_dim and queries, so that packing
 // takes no shuffle; neighbours along keys, where a product may begin at any.
 // hard: which source rows (or lanes) hold a value that has no such parts: NaN, infinity; of three
-// parts also what is so large or so small that flushed parts could show. Else subnormal numbers
-// count as 0.
+// parts also what is so large or so small that flushed parts could show. Subnormal numbers that are
+// not hard, and subnormal parts, count as 0.
 struct Parts {
   uint16_t* data = nullptr;  // null: not packed
   int parts = 0;

@@ -134,8 +134,8 @@ struct MatrixUnit<Amx, float> {
     next_block(p);
   }
 
-  // Operands of which values without parts are marked are inputs; the others, weights and dS, are
-  // cut off instead of rounded: cheaper, and they never overflow.
+  // Operands of which values without parts are marked are inputs. Of the others, weights and dS,
+  // three parts are cut off instead of rounded: cheaper, and they never overflow.
   template <int kParts>
   static void pack_left_parts(const PackSource<float>& src, const Parts& dst) {
     clear_marks(dst, 0);
