@@ -407,7 +407,8 @@ struct MatrixUnit<Amx, float> {
     if (row < t.rows) multiply_block<kParts, 1, kCols>(t, row, col);
   }
   template <int kParts, int kRows, int kCols>
-  static void multiply_block(const GemmTile<float>& t, int row, int col) {
+  static void multiply_block(const GemmTile<float>& tile, int row, int col) {
+    const GemmTile<float> t = tile;  // in registers, whatever is stored
     load_sums<kRows, kCols>(t, row, col);
     constexpr int kSmall = small_products(kParts);
     for (int k = 0; kSmall > 0 && k < t.depth; k += 32) {
