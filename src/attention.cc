@@ -77,7 +77,7 @@ void add_notes(const Problem& problem, const cpu::CpuPlan& cpu_plan, Plan& plan)
   const auto note = [&](std::string text) { plan.notes.push_back(std::move(text)); };
   const int64_t panel = cpu_plan.panel_rows(problem.max_seqlen_q);
   const std::string for_unit =
-      "float16, and without a sink for bfloat16 and, where the call names it, float32";
+      "float16, and without a sink for bfloat16 and, in heads of 32 or more, float32";
   const std::string lanes = std::to_string(cpu_plan.lanes) + "-lane registers";
   if (plan.algorithm == Algorithm::kFlash1 && !plan.backward) {
     note("tile_n = ceil(M / 4d) and tile_m = min(tile_n, d) for M = " +

@@ -206,9 +206,11 @@ inline void accumulate_dk_dv(Worker<Isa, Real>& w, const Tile& t, int64_t key_ro
       const auto add = [&](GemmTile<Real> product, const Parts& left, const Parts& right) {
         product.left = left;
         product.right = right;
-        MatrixUnit<Isa, Real>::pack_left({product.a, t.lanes, t.keys, t.rows}, left);
-        MatrixUnit<Isa, Real>::multiply(product);
+        using Unit = MatrixUnit<Isa, Real>;
+        const bool faint = Unit::pack_left({product.a, t.lanes, t.keys, t.rows}, left);
+        Unit::multiply(product);
         if (right.has_hard()) add_hard_right<Isa, Real>(product, hide, t.lanes);
+        if (faint) add_faint_left<Isa, Real>(product);
       };
       add(dv, r.p_rows, r.dout_rows);
       add(dk, r.ds_rows, r.q_rows);

@@ -146,6 +146,15 @@ inline void multiply_by_groups(const Tile& t, bool partial, const GemmTile<Real>
   });
 }
 
+// The product's columns [lane, lane + count), unpacked.
+template <class Real>
+[[gnu::always_inline]] inline GemmTile<Real> lanes_of(GemmTile<Real> product, int lane, int count) {
+  product.b += lane;
+  product.c += lane;
+  product.cols = count;
+  return product;
+}
+
 // Weights times keep, in place.
 template <class Isa, class Real>
 inline void apply_keep(const Problem& p, const Tile& t, Real* keep, Real* weights) {
@@ -207,7 +216,8 @@ inline void attend_tile(Worker<Isa, Real>& w, const Panel<Real>& panel, Tile t,
   if (pending != nullptr) MatrixUnit<Isa, Real>::finish(*pending);
   if constexpr (sizeof(Real) == 4) {
     // With a block pattern the rows beside decide whether a tile is full: no bit may tell.
-    if (left_out != 0 && p.block_mask.present) {
+    const bool all_wanted = p.block_mask.present || w.parts == kExactParts;
+    if (left_out != 0 && all_wanted && weights.packed.data == nullptr) {
       for (int i = 0; i < t.lanes; i += Vec<Isa, Real>::kLanes) {
         if ((left_out & left_out_bit(panel, i)) == 0) continue;
         restore_subnormal<Isa>(panel, weights, i, scale.exponent);
@@ -229,22 +239,27 @@ inline void attend_tile(Worker<Isa, Real>& w, const Panel<Real>& panel, Tile t,
                                   .accumulate = true,
                                   .left = depth_from(keys.v_parts, skip),
                                   .right = packed};
-  // Subnormal weights that are left out may meet large values of float32.
-  const bool add_left_out = left_out != 0 && w.parts != 1 && w.parts != 2;
-  if (pending != nullptr && packed.data != nullptr && !pack_later && !add_left_out) {
+  if (pending != nullptr && weights.packed.data != nullptr && left_out == 0) {
     pending->begin(product);
     return;
   }
-  if (!multiply_weights<Isa, Real>(product, pack_later, partial ? scratch.hide : nullptr)) {
+  const bool done =
+      multiply_weights<Isa, Real>(product, pack_later, partial ? scratch.hide : nullptr);
+  if (!done) {
     if (partial && keys.v_nonfinite < 0) {
       keys.v_nonfinite = tile_has_nonfinite<Isa, Real>(w, keys.v, keys.keys, head_dim_v, keys.v_ld);
     }
     const bool visible_only = partial && keys.v_nonfinite > 0;
     multiply_by_groups<Isa, Real>(t, partial, product, visible_only ? scratch.hide : nullptr);
   }
-  if constexpr (sizeof(Real) == 4) {
-    for (int i = 0; add_left_out && i < t.lanes; i += Vec<Isa, Real>::kLanes) {
-      if ((left_out & left_out_bit(panel, i)) == 0) continue;
+  if (done && pack_later) return;
+  for (int i = 0; left_out != 0 && i < t.lanes; i += Vec<Isa, Real>::kLanes) {
+    if ((left_out & left_out_bit(panel, i)) == 0) continue;
+    if (done) {
+      if constexpr (MatrixUnit<Isa, Real>::kPresent) {
+        add_faint_right<Isa, Real>(lanes_of(product, i, Vec<Isa, Real>::kLanes));
+      }
+    } else if constexpr (sizeof(Real) == 4) {
       add_subnormal<Isa>(panel, weights, i, product, p.dropout.enabled ? scratch.extra : nullptr,
                          scale.exponent);
     }

@@ -10,6 +10,11 @@
 
 namespace attentile::cpu {
 
+// Parts that hold a float32 value exactly, unless it is faint: below 2^-kFaintExponent, where parts
+// of it or their products would be subnormal. Faint weights and dS are multiplied without the unit.
+inline constexpr int kExactParts = 3;
+inline constexpr int kFaintExponent = 100;
+
 // A packed operand, depth padded with zeros to ld, a multiple of 32.
 //   left   [parts][rows][ld / 2][2]            rows padded with zeros to a multiple of 16
 //   right  [parts][cols / 16][ld / 2][16][2]
@@ -47,10 +52,10 @@ struct MatrixUnit {
   static void step(Pending&) {}
   template <class Pending>
   static void finish(Pending&) {}
-  static void pack_left(const PackSource<Real>&, const Parts&) {}
+  static bool pack_left(const PackSource<Real>&, const Parts&) { return false; }
   static void pack_left_transposed(const PackSource<Real>&, const Parts&) {}
   static void pack_right(const PackSource<Real>&, const Parts&) {}
-  static void pack_weights(const PackSource<Real>&, const Parts&) {}
+  static bool pack_weights(const PackSource<Real>&, const Parts&) { return false; }
   template <int kParts, class... Arguments>
   static void store_weights(const Arguments&...) {}
   template <class Function>

@@ -114,9 +114,15 @@ template <class Isa, class Real>
 // The weights of one vector of lanes, from lane i on, straight into tile.packed, and their sum.
 // Beside it the matrix unit goes on with its product. What the loop needs is copied: for all that
 // compilers know, a tile register is stored there.
+template <class V>
+struct Weighed {
+  V sum;
+  V farthest;  // of three parts: the least tile value, less m
+};
 template <int kParts, class Isa, class Real>
-inline Vec<Isa, Real> weigh_and_pack(const WeightTile<Real>& tile, int i, int lanes,
-                                     Vec<Isa, Real> row_max, const WeightExp<Isa, Real>& given) {
+inline Weighed<Vec<Isa, Real>> weigh_and_pack(const WeightTile<Real>& tile, int i, int lanes,
+                                              Vec<Isa, Real> row_max,
+                                              const WeightExp<Isa, Real>& given) {
   using V = Vec<Isa, Real>;
   using Unit = MatrixUnit<Isa, Real>;
   const WeightExp<Isa, Real> exp = given;
@@ -126,10 +132,15 @@ inline Vec<Isa, Real> weigh_and_pack(const WeightTile<Real>& tile, int i, int la
   const int keys = tile.keys;
   PendingProduct<Real>* beside = tile.beside;
   V sum = zero;
+  V farthest = zero;
+  const auto weigh = [&farthest, &exp](V t) {
+    if (kParts == kExactParts) farthest = V::min(t, farthest);
+    return exp.unchecked(t);
+  };
   int k = 0;
   for (; k + 1 < keys; k += 2, s += 2 * lanes) {
-    const V first = exp.unchecked(V::load(s) - row_max);
-    const V second = exp.unchecked(V::load(s + lanes) - row_max);
+    const V first = weigh(V::load(s) - row_max);
+    const V second = weigh(V::load(s + lanes) - row_max);
     sum = sum + first;
     sum = sum + second;
     Unit::template store_weights<kParts>(first, second, packed, i, k);
@@ -137,18 +148,19 @@ inline Vec<Isa, Real> weigh_and_pack(const WeightTile<Real>& tile, int i, int la
   }
   for (; k < packed.ld; k += 2) {
     V first = zero;
-    if (k < keys) first = exp.unchecked(V::load(s) - row_max);
+    if (k < keys) first = weigh(V::load(s) - row_max);
     sum = sum + first;
     Unit::template store_weights<kParts>(first, zero, packed, i, k);
   }
-  return sum;
+  return {sum, farthest};
 }
 
 // One vector of lanes, from lane i on, without a look at the maximum. False: the weights are not
-// right, for nothing was seen before, or one is above the threshold or was not a number.
+// right, for nothing was seen before, or one is above the threshold or was not a number. faint: set
+// where packed ones may be, below least in terms of a tile value less m.
 template <class Isa, class Real>
 inline bool weigh_at_once(const Panel<Real>& panel, const WeightTile<Real>& tile, int i,
-                          const WeightExp<Isa, Real>& exp) {
+                          const WeightExp<Isa, Real>& exp, Vec<Isa, Real> least, bool& faint) {
   using V = Vec<Isa, Real>;
   const int lanes = panel.lanes;
   const V row_max = V::load(panel.row_max + i);
@@ -164,7 +176,10 @@ inline bool weigh_at_once(const Panel<Real>& panel, const WeightTile<Real>& tile
   using Unit = MatrixUnit<Isa, Real>;
   if (Unit::kPresent && tile.packed.data != nullptr) {
     Unit::with_parts(tile.packed, [&](auto parts) {
-      sum = weigh_and_pack<decltype(parts)::value, Isa, Real>(tile, i, lanes, row_max, exp);
+      const auto weighed =
+          weigh_and_pack<decltype(parts)::value, Isa, Real>(tile, i, lanes, row_max, exp);
+      sum = weighed.sum;
+      faint = V::any_lt(weighed.farthest, least);
     });
   } else {
     for (int k = 0; k < tile.keys; ++k) weigh(k).store(tile.weights + k * lanes + i);
@@ -180,47 +195,65 @@ template <class Real>
   return uint64_t{1} << (i * 64 / panel.lanes);
 }
 
-// Turns tile values into weights, and takes them into m and l; rescales O where m was raised. Most
-// tiles raise no m: their weights are computed without a look at the maximum, and thrown away where
-// a sum says that one was above the threshold, infinite or not a number. Returns the vectors of
-// lanes whose subnormal weights are left out, as left_out_bit() tells them: add_subnormal() adds
-// those to O.
-template <class Isa, class Real>
-inline uint64_t online_softmax(const Panel<Real>& panel, const WeightTile<Real>& tile,
-                               int head_dim_v, Exponent<Real> exponent) {
-  constexpr int kLanes = Vec<Isa, Real>::kLanes;
-  const WeightExp<Isa, Real> exp(exponent);
-  const bool may_be_right = tile.partial == nullptr && tile.s != tile.weights;
-  uint64_t left_out = 0;
-  for (int i = 0; i < panel.lanes; i += kLanes) {
-    const uint64_t bit = left_out_bit(panel, i);
-    bool weighed = false;
-    if (may_be_right) {
-      const SubnormalsAreZero<Isa, Real> zeros;
-      weighed = weigh_at_once<Isa, Real>(panel, tile, i, exp);
-      if (weighed && zeros.dropped()) left_out |= bit;
-    }
-    if (!weighed && raise_and_weigh<Isa, Real>(panel, tile, i, head_dim_v, exponent)) {
-      left_out |= bit;
-    }
-    if (weighed || tile.packed.data == nullptr) continue;
-    MatrixUnit<Isa, Real>::pack_weights({tile.weights + i, panel.lanes, tile.keys, kLanes},
-                                        columns_from(tile.packed, i));
-  }
-  return left_out;
-}
-
 // Puts the subnormal weights of the lanes from i on where they are left out.
 template <class Isa>
 [[gnu::noinline]] void restore_subnormal(const Panel<float>& panel, const WeightTile<float>& tile,
                                          int i, Exponent<float> exponent) {
   using V = Vec<Isa, float>;
   const WeightExp<Isa, float> exp(exponent);
+  const V nothing = V::set1(-std::numeric_limits<float>::infinity());
   const V row_max = V::load(panel.row_max + i);
+  const V base = V::select_lt(nothing, row_max, row_max, V::set1(0.0f));
   const int64_t lanes = panel.lanes;
   for (int64_t k = 0; k < tile.keys; ++k) {
-    exp(V::load(tile.s + k * lanes + i) - row_max).store(tile.weights + k * lanes + i);
+    exp(V::load(tile.s + k * lanes + i) - base).store(tile.weights + k * lanes + i);
   }
+}
+
+// Packs the weights of the lanes from i on. True: some are faint and left out; tile.weights holds
+// all.
+template <class Isa, class Real>
+inline bool pack_lanes(const Panel<Real>& panel, const WeightTile<Real>& tile, int i) {
+  return MatrixUnit<Isa, Real>::pack_weights(
+      {tile.weights + i, panel.lanes, tile.keys, Vec<Isa, Real>::kLanes},
+      columns_from(tile.packed, i));
+}
+
+// Turns tile values into weights, and takes them into m and l; rescales O where m was raised. Most
+// tiles raise no m: their weights are computed without a look at the maximum, and thrown away where
+// a sum says that one was above the threshold, infinite or not a number. Returns the vectors of
+// lanes of which weights are left out, as left_out_bit() tells them: subnormal ones, which
+// add_subnormal() adds to O, or (packed) those that add_faint_right() does.
+template <class Isa, class Real>
+inline uint64_t online_softmax(const Panel<Real>& panel, const WeightTile<Real>& tile,
+                               int head_dim_v, Exponent<Real> exponent) {
+  constexpr int kLanes = Vec<Isa, Real>::kLanes;
+  const WeightExp<Isa, Real> exp(exponent);
+  // A little nearer than faint weights are.
+  const Vec<Isa, Real> least =
+      Vec<Isa, Real>::set1(static_cast<Real>(0.01 - kFaintExponent) / exponent.hi);
+  const bool may_be_right = tile.partial == nullptr && tile.s != tile.weights;
+  uint64_t left_out = 0;
+  for (int i = 0; i < panel.lanes; i += kLanes) {
+    bool weighed = false;
+    bool faint = false;
+    bool lacks = false;
+    if (may_be_right) {
+      const SubnormalsAreZero<Isa, Real> zeros;
+      weighed = weigh_at_once<Isa, Real>(panel, tile, i, exp, least, faint);
+      lacks = zeros.dropped();
+    }
+    if (!weighed) lacks = raise_and_weigh<Isa, Real>(panel, tile, i, head_dim_v, exponent);
+    if (tile.packed.data != nullptr) {
+      if constexpr (sizeof(Real) == 4) {
+        const bool again = tile.packed.parts == kExactParts && (weighed ? faint : lacks);
+        if (again) restore_subnormal<Isa>(panel, tile, i, exponent);
+        lacks = (!weighed || again) && pack_lanes<Isa, Real>(panel, tile, i);
+      }
+    }
+    if (lacks) left_out |= left_out_bit(panel, i);
+  }
+  return left_out;
 }
 
 // O += the subnormal weights of the lanes from i on times values [keys][v_ld], 2^64 moved from one

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The tile product where its operands may be packed for a matrix unit. Values that have no parts
-// (Parts::hard) are packed as 0; what they contribute is computed here by multiply-adds, for the
-// rows, lanes or pairs concerned alone, so that no other result changes by a bit.
+// (Parts::hard), and faint weights, are packed as 0; what they contribute is computed here by
+// multiply-adds, for the rows, lanes or pairs concerned alone, so that no other result changes by a
+// bit.
 #pragma once
 
 #include "cpu/tile_gemm.h"
@@ -66,6 +67,30 @@ template <class Isa, class Real>
   }
 }
 
+// What the faint weights or dS of B add to C beside the values of A that are not hard. They may be
+// subnormal: 2^64 is moved from one factor to the other.
+template <class Isa, class Real>
+  requires(MatrixUnit<Isa, Real>::kPresent)
+[[gnu::noinline]] void add_faint_right(const GemmTile<Real>& t) {
+  using V = Vec<Isa, Real>;
+  using Unit = MatrixUnit<Isa, Real>;
+  for (int k = 0; k < t.depth; ++k) {
+    for (int n = 0; n < t.cols; n += V::kLanes) {
+      const V given = V::load(t.b + k * t.b_step + n);
+      if (!Unit::any_faint(given)) continue;
+      const V weight = Unit::only_faint(given) * V::set1(Real{0x1p64});
+      for (int m = 0; m < t.rows; ++m) {
+        const V a = V::set1(t.a[m * t.a_row + k * t.a_step]);
+        if (t.left.has_hard() && Unit::is_hard(a, t.left.parts)) continue;
+        Real* cell = t.c + m * t.c_row + n;
+        const V c = V::load(cell);
+        const V sum = V::fma(weight, a * V::set1(Real{0x1p-64}), c);
+        V::select_lt(V::set1(Real{0}), V::abs(weight), sum, c).store(cell);
+      }
+    }
+  }
+}
+
 // C += A B for A = V^T or K^T and B = P^T or dS^T, where A is packed. `pack`: B is not yet. hide:
 // as above. False, and nothing is done: A is not packed.
 template <class Isa, class Real>
@@ -74,12 +99,40 @@ inline bool multiply_weights(GemmTile<Real> t, bool pack, const Real* hide) {
   if constexpr (Unit::kPresent) {
     if (t.left.data == nullptr) return false;
     t.right.ld = padded_depth(t.depth);
-    if (pack) Unit::pack_weights({t.b, t.b_step, t.depth, t.cols}, t.right);
+    const bool faint = pack && Unit::pack_weights({t.b, t.b_step, t.depth, t.cols}, t.right);
     Unit::multiply(t);
     if (t.left.has_hard()) add_hard_left<Isa, Real>(t, hide);
+    if (faint) add_faint_right<Isa, Real>(t);
     return true;
   }
   return false;
+}
+
+// What the faint weights or dS of A add to C beside the values of B that are not hard.
+template <class Isa, class Real>
+  requires(MatrixUnit<Isa, Real>::kPresent)
+[[gnu::noinline]] void add_faint_left(const GemmTile<Real>& t) {
+  using V = Vec<Isa, Real>;
+  using Unit = MatrixUnit<Isa, Real>;
+  for (int m = 0; m < t.rows; ++m) {
+    for (int k = 0; k < t.depth; ++k) {
+      const Real given = t.a[m * t.a_row + k * t.a_step];
+      if (!Unit::any_faint(V::set1(given))) continue;
+      const V weight = V::set1(given * Real{0x1p64});
+      for (int n = 0; n < t.cols; n += V::kLanes) {
+        Real* cell = t.c + m * t.c_row + n;
+        const V b = V::load(t.b + k * t.b_step + n);
+        const V c = V::load(cell);
+        const V sum = V::fma(weight, b * V::set1(Real{0x1p-64}), c);
+        if (t.right.has_hard() && t.right.hard[k] != 0) {
+          const V hard = V::abs(Unit::only_hard(b, t.right.parts));
+          V::select_lt(V::set1(Real{0}), hard, c, sum).store(cell);
+        } else {
+          sum.store(cell);
+        }
+      }
+    }
+  }
 }
 
 // What the hard values of B add to C: B = dO or Q, hide [rows][hide_ld] or null.

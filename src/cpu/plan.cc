@@ -16,6 +16,12 @@ constexpr int64_t kAlignment = 64;
 constexpr int kPatternPanels = 4;
 constexpr int kPanelVectors = 4;
 
+// By itself the matrix unit takes a sequence only where that pays: packing its keys is shared by
+// its queries, and products grow with the square of the parts. The most queries that do not pay, by
+// parts, and the narrowest heads of float32 that do.
+constexpr int kOffUnitQueries[] = {0, 16, 64, 240};
+constexpr int64_t kLeastUnitDim = 32;
+
 int64_t saturate(__int128 value) {
   constexpr int64_t kMax = std::numeric_limits<int64_t>::max() / 4;
   return value > kMax ? kMax : static_cast<int64_t>(value);
@@ -94,9 +100,7 @@ void choose_tiles(const Problem& p, const Machine& machine, CpuPlan& plan) {
     plan.decode_rows = product(p.group_size, min64(p.max_seqlen_q, plan.few_queries));
   }
   plan.parts = machine.isa == Isa::kAmx ? matrix_parts(p) : 0;
-  // By itself the unit takes a sequence only where that pays: packing its keys is shared by its
-  // queries, and products grow with the square of the parts. By name it takes all but few.
-  plan.off_unit_queries = p.isa == Isa::kAmx ? plan.few_queries : 16 * plan.parts * plan.parts;
+  plan.off_unit_queries = p.isa == Isa::kAmx ? plan.few_queries : kOffUnitQueries[plan.parts];
   plan.padded_dim = static_cast<int>(round_up(p.head_dim, plan.lanes));
   plan.padded_dim_v = static_cast<int>(round_up(p.head_dim_v, plan.lanes));
   plan.fast_memory_bytes = p.fast_memory_bytes > 0 ? p.fast_memory_bytes : machine.l2_bytes;
@@ -331,7 +335,10 @@ int64_t count_key_blocks(const CpuPlan& plan, const Sequence& s) {
 int matrix_parts(const Problem& problem) {
   if (problem.dtype == DType::kFloat16) return 2;
   if (problem.sink.present) return 0;
-  if (problem.dtype == DType::kFloat32) return problem.isa == Isa::kAmx ? 3 : 0;
+  if (problem.dtype == DType::kFloat32) {
+    const bool wide_heads = min64(problem.head_dim, problem.head_dim_v) >= kLeastUnitDim;
+    return wide_heads || problem.isa == Isa::kAmx ? kExactParts : 0;
+  }
   return problem.dtype == DType::kBFloat16 ? 1 : 0;
 }
 

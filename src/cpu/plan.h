@@ -19,9 +19,9 @@ struct Machine {
 };
 
 // Parts of a matrix unit's operands (matrix_unit.h), 0 where it has nothing to do. float32 takes
-// three parts and six products, by name alone so far (decision 8). A sink may leave weights that
-// are all subnormal, which the unit takes for 0 and these results would show; both passes multiply
-// alike, since the backward pass recomputes the weights of the forward pass.
+// three parts and six products, which narrow heads do not pay for (decision 8). A sink may leave
+// gradients that are all subnormal, which the unit takes for 0; both passes multiply alike, since
+// the backward pass recomputes the weights of the forward pass.
 int matrix_parts(const Problem& problem);
 
 CpuPlan make_plan(const Problem& problem, const Machine& machine, int workers);

@@ -328,7 +328,11 @@ inline void pack_tile(Worker<Isa, Real>& w, PackSource<Real> src, bool by_column
   bool hard = false;
   for (int64_t i = 0; i < rows && (i == 0 || w.keep_going()); i += kPollRows) {
     src.rows = min64(kPollRows, rows - i);
-    by_columns ? Unit::pack_left_transposed(src, dst) : Unit::pack_left(src, dst);
+    if (by_columns) {
+      Unit::pack_left_transposed(src, dst);
+    } else {
+      Unit::pack_left(src, dst);
+    }
     hard |= dst.has_hard();
     src.data += kPollRows * src.ld;
     dst = by_columns ? depth_from(dst, kPollRows) : rows_from(dst, kPollRows);

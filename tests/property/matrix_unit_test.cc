@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where the matrix unit multiplies: for 16-bit inputs, by itself in sequences of more queries than
-// it takes to pay, by name in all, and then for float32 too. Every sequence decides for itself, and
-// for both passes.
+// Where the matrix unit multiplies: by itself in sequences of more queries than it takes to pay, by
+// name in all. Every sequence decides for itself, and for both passes.
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "conformance/call_testing.h"
@@ -23,12 +23,12 @@ using conformance::Target;
 
 constexpr Algorithm kAlgorithms[] = {Algorithm::kStandard, Algorithm::kFlash1, Algorithm::kFlash2};
 
-// 16-bit inputs, and the most queries of a sequence for which the unit does not pay.
+// The most queries of a sequence for which the unit does not pay.
 struct Few {
   DType dtype;
   int32_t queries;
 };
-constexpr Few kFew[] = {{DType::kBFloat16, 16}, {DType::kFloat16, 64}};
+constexpr Few kFew[] = {{DType::kBFloat16, 16}, {DType::kFloat16, 64}, {DType::kFloat32, 240}};
 
 class MatrixUnit : public ::testing::Test {
  protected:
@@ -59,13 +59,22 @@ bool has_note(const Plan& plan, const std::string& text) {
                      [&](const std::string& note) { return note.find(text) != std::string::npos; });
 }
 
+// With heads that are wide enough for all dtypes.
+Case unit_case(DType dtype) {
+  Case c = base_case(dtype);
+  c.head_dim = 36;
+  c.head_dim_v = 33;
+  return c;
+}
+
 TEST_F(MatrixUnit, IsChosenWhereItHasSomethingToDo) {
   for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16}) {
     for (const bool sink : {false, true}) {
       for (const Algorithm algorithm : kAlgorithms) {
-        Case c = base_case(dtype);
+        Case c = unit_case(dtype);
         c.sink = sink;
-        const bool expected = dtype == DType::kFloat16 || (dtype == DType::kBFloat16 && !sink);
+        const bool expected = dtype == DType::kFloat16 ||
+                              (!sink && (dtype == DType::kFloat32 || dtype == DType::kBFloat16));
         for (const bool backward : {false, true}) {
           SCOPED_TRACE(std::string(to_string(dtype)) + " " + to_string(algorithm) +
                        (sink ? " sink" : "") + (backward ? " backward" : ""));
@@ -74,12 +83,23 @@ TEST_F(MatrixUnit, IsChosenWhereItHasSomethingToDo) {
           EXPECT_EQ(has_note(plan, "amx does not run: its matrix unit is for float16"), !expected);
           const Plan named = plan_of(c, {algorithm, Isa::kAmx}, backward);
           EXPECT_EQ(named.isa, Isa::kAmx);
-          const bool takes = expected || (dtype == DType::kFloat32 && !sink);
-          EXPECT_EQ(has_note(named, "run on the matrix unit"), takes);
-          EXPECT_EQ(has_note(named, "the matrix unit does not run: it is for float16"), !takes);
+          EXPECT_EQ(has_note(named, "run on the matrix unit"), expected);
+          EXPECT_EQ(has_note(named, "the matrix unit does not run: it is for float16"), !expected);
         }
       }
     }
+  }
+}
+
+TEST_F(MatrixUnit, TakesNarrowHeadsOfFloat32ByName) {
+  for (const auto& [head_dim, head_dim_v] : {std::pair{31, 64}, {64, 31}, {32, 32}}) {
+    Case c = base_case(DType::kFloat32);
+    c.head_dim = head_dim;
+    c.head_dim_v = head_dim_v;
+    const bool wide = std::min(head_dim, head_dim_v) >= 32;
+    EXPECT_EQ(plan_of(c, {Algorithm::kFlash2, Isa::kAuto}, false).isa == Isa::kAmx, wide);
+    const Plan named = plan_of(c, {Algorithm::kFlash2, Isa::kAmx}, false);
+    EXPECT_TRUE(has_note(named, "products of float32, as three bfloat16 each, run"));
   }
 }
 
@@ -87,7 +107,7 @@ TEST_F(MatrixUnit, PaysFromSoManyQueriesOn) {
   for (const Few& few : kFew) {
     for (const Algorithm algorithm : kAlgorithms) {
       for (const int more : {0, 1}) {
-        Case c = base_case(few.dtype);
+        Case c = unit_case(few.dtype);
         c.seqlen_q = few.queries + more;
         c.bias = {true, DType::kFloat32, {c.num_heads_q, c.seqlen_q, c.seqlen_k}};
         c.dbias = true;
@@ -112,12 +132,12 @@ TEST_F(MatrixUnit, EverySequenceDecidesForItself) {
   for (const Few& few : kFew) {
     for (const Algorithm algorithm : kAlgorithms) {
       SCOPED_TRACE(std::string(to_string(few.dtype)) + " " + to_string(algorithm));
-      Case c = base_case(few.dtype);
+      Case c = unit_case(few.dtype);
       c.varlen = true;
       c.lengths_q = {few.queries, few.queries + 1, 70, 12, 0, 16};
       c.lengths_k = {75, 40, 75, 300, 9, 600};
       c.batch = static_cast<int64_t>(c.lengths_q.size());
-      c.seqlen_q = 70;
+      c.seqlen_q = std::max(70, few.queries + 1);
       c.seqlen_k = 600;
       c.bias = {true, DType::kFloat32, {c.batch, c.num_heads_q, c.seqlen_q, c.seqlen_k}};
       c.dbias = true;
@@ -186,6 +206,53 @@ TEST_F(MatrixUnit, TakesFloat32OfAnySize) {
           scale(values.k, std::min(-exponent, 120));
           scale(values.dout, std::min(-exponent, 120));
         }
+        EXPECT_TRUE(accurate(c, values, run_call(c, values, {algorithm, Isa::kAmx})));
+      }
+    }
+  }
+}
+
+// Every query sees key 0 at a logit of 0, the others `distance` below. Key 0 has the value 0, the
+// others have large ones.
+void make_faint(const Case& c, int distance, Values& values) {
+  for (int64_t i = 0; i < values.q.count(); i += c.head_dim) values.q.set(i, 1.0);
+  for (int64_t i = 0; i < values.k.count(); ++i) {
+    const int64_t key = i / (c.head_dim * c.num_heads_kv) % c.seqlen_k;
+    const bool first = i % c.head_dim == 0;
+    values.k.set(i, first && key != 0 ? -distance - 0.25 * static_cast<double>(key % 7) : 0.0);
+  }
+  for (int64_t i = 0; i < values.v.count(); ++i) {
+    const int64_t key = i / (c.head_dim_v * c.num_heads_kv) % c.seqlen_k;
+    values.v.set(i, key == 0 ? 0.0 : std::ldexp(values.v.get(i), 60));
+  }
+  for (int64_t i = 0; i < values.dout.count(); ++i) {
+    values.dout.set(i, std::ldexp(values.dout.get(i), 40));
+  }
+  for (int64_t i = 0; i < values.mask.count(); i += c.seqlen_k) values.mask.set(i, 1.0);
+}
+
+// Results that are made of weights of e^-60 to e^-100 alone, of whose three parts none, some or all
+// are subnormal.
+TEST_F(MatrixUnit, TakesFloat32WeightsOfAnySize) {
+  const std::vector<std::string> kinds = {"plain", "causal", "mask", "dropout",
+                                          "tiny",  "hard",   "NaN"};
+  for (const std::string& kind : kinds) {
+    for (const int distance : {60, 72, 80, 85, 92, 100}) {
+      for (const Algorithm algorithm : kAlgorithms) {
+        SCOPED_TRACE(kind + " e^-" + std::to_string(distance) + " " + to_string(algorithm));
+        Case c = unit_case(DType::kFloat32);
+        c.seqlen_k = 150;
+        c.softmax_scale = 1.0;
+        c.causal = kind == "causal";
+        if (kind == "mask") c.mask = {true, DType::kBool, {c.seqlen_q, c.seqlen_k}};
+        c.dropout_p = kind == "dropout" ? 0.5 : 0.0;
+        Values values = conformance::make_values(c);
+        make_faint(c, distance, values);
+        for (int64_t i = 0; i < values.v.count(); i += 5) {
+          if (kind == "tiny") values.v.set(i, 0x1p-101);
+        }
+        if (kind == "hard") values.v.set(values.v.count() - 1, 0x1p70);
+        if (kind == "NaN") values.v.set(values.v.count() - 1, NAN);
         EXPECT_TRUE(accurate(c, values, run_call(c, values, {algorithm, Isa::kAmx})));
       }
     }

@@ -78,9 +78,12 @@ struct MatrixUnit<Amx, float> {
     while (p.waits) step(p);
   }
 
-  // The rows of src as a left operand.
-  static void pack_left(const PackSource<float>& src, const Parts& dst) {
-    with_parts(dst, [&](auto parts) { pack_left_parts<parts.value>(src, dst); });
+  // The rows of src as a left operand: marked ones, or weights or dS. True: of those, some are
+  // faint, and packed as 0.
+  static bool pack_left(const PackSource<float>& src, const Parts& dst) {
+    return pack_without_faint(dst, [&](auto parts, auto leave_out) {
+      return pack_left_parts<parts.value, leave_out.value>(src, dst);
+    });
   }
 
   // The columns of src as the rows of a left operand, and zeros for 32 in depth beyond. Marks rows
@@ -93,12 +96,13 @@ struct MatrixUnit<Amx, float> {
   enum class Mark { kColumns, kRows };
   static void pack_right(const PackSource<float>& src, const Parts& dst,
                          Mark marked = Mark::kColumns) {
-    with_parts(dst, [&](auto parts) { pack_right_parts<parts.value, kApart>(src, marked, dst); });
+    with_parts(dst,
+               [&](auto parts) { pack_right_parts<parts.value, kApart, false>(src, marked, dst); });
   }
-  // Weights or dS.
-  static void pack_weights(const PackSource<float>& src, const Parts& dst) {
-    with_parts(dst, [&](auto parts) {
-      pack_right_parts<parts.value, kAdjacent>(src, Mark::kColumns, dst);
+  // Weights or dS. True: as for pack_left().
+  static bool pack_weights(const PackSource<float>& src, const Parts& dst) {
+    return pack_without_faint(dst, [&](auto parts, auto leave_out) {
+      return pack_right_parts<parts.value, kAdjacent, leave_out.value>(src, Mark::kColumns, dst);
     });
   }
   // Rows k and k + 1 of weights, sixteen columns from `column` on.
@@ -110,8 +114,32 @@ struct MatrixUnit<Amx, float> {
 
   static bool is_hard(V x, int parts) { return hard_of(x, parts) != 0; }
   static V only_hard(V x, int parts) { return {_mm512_maskz_mov_ps(hard_of(x, parts), x.v)}; }
+  // Weights or dS of three parts that are faint, those alone; the others are 0.
+  static V only_faint(V x) { return {_mm512_maskz_mov_ps(faint_lanes(x.v), x.v)}; }
+  static bool any_faint(V x) { return faint_lanes(x.v) != 0; }
 
  private:
+  // Weights are packed as if none were faint, and once more where one was.
+  template <class Pack>
+  [[gnu::always_inline]] static bool pack_without_faint(const Parts& dst, Pack pack) {
+    bool faint = false;
+    with_parts(dst, [&](auto parts) { faint = pack(parts, std::false_type()); });
+    if (faint) pack(std::integral_constant<int, kExactParts>(), std::true_type());
+    return faint;
+  }
+  static constexpr int kFaint = (127 - kFaintExponent) << 23;
+  static __m512i magnitude(__m512 x) {
+    return _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7FFFFFFF));
+  }
+  // Below kFaint - 1 for what is faint, above for 0 and all else.
+  static __m512i faintness(__m512 x) {
+    return _mm512_sub_epi32(magnitude(x), _mm512_set1_epi32(1));
+  }
+  static __mmask16 faint_lanes(__m512 x) { return below_faint(faintness(x)); }
+  static __mmask16 below_faint(__m512i faintness) {
+    return _mm512_cmp_epu32_mask(faintness, _mm512_set1_epi32(kFaint - 1), _MM_CMPINT_LT);
+  }
+
   static void next_block(PendingProduct<float>& p) {
     p.depth = 0;
     p.part = 0;
@@ -136,11 +164,12 @@ struct MatrixUnit<Amx, float> {
 
   // Operands of which values without parts are marked are inputs. Of the others, weights and dS,
   // three parts are cut off instead of rounded: cheaper, and they never overflow.
-  template <int kParts>
-  static void pack_left_parts(const PackSource<float>& src, const Parts& dst) {
+  template <int kParts, bool kLeaveOut>
+  static bool pack_left_parts(const PackSource<float>& src, const Parts& dst) {
     clear_marks(dst, 0);
     const int64_t padded_rows = (src.rows + kTile - 1) / kTile * kTile;
     const bool marks = dst.hard != nullptr;
+    __m512i least = _mm512_set1_epi32(-1);
     for (int64_t row = 0; row < padded_rows; ++row) {
       const bool inside = row < src.rows;
       bool hard = false;
@@ -149,13 +178,18 @@ struct MatrixUnit<Amx, float> {
         for (int n = 0; n < 2 && inside; ++n) {
           x[n] = load_columns(src.data + row * src.ld + c + int64_t{kTile} * n,
                               src.columns - c - kTile * n);
-          if (marks) hard |= drop_hard<kParts>(x[n]);
+          if (marks) {
+            hard |= drop_hard<kParts>(x[n]);
+          } else if (kParts == kExactParts) {
+            x[n] = look_at<kLeaveOut>(x[n], least);
+          }
         }
         marks ? store_parts<kParts, true>(x[0], x[1], dst, row * dst.ld + c)
               : store_parts<kParts, kParts != 3>(x[0], x[1], dst, row * dst.ld + c);
       }
       if (marks && inside) mark(dst, row, hard);
     }
+    return below_faint(least) != 0;
   }
 
   template <int kParts>
@@ -185,11 +219,12 @@ struct MatrixUnit<Amx, float> {
   // along head_dim and along queries, and neighbours along keys, of which any may be the first.
   static constexpr int kApart = kTile, kAdjacent = 1;
 
-  template <int kParts, int kDistance>
-  static void pack_right_parts(const PackSource<float>& src, Mark marked, const Parts& dst) {
+  template <int kParts, int kDistance, bool kLeaveOut>
+  static bool pack_right_parts(const PackSource<float>& src, Mark marked, const Parts& dst) {
     const bool by_column = marked == Mark::kColumns;
     const bool marks = dst.hard != nullptr;
     clear_marks(dst, by_column ? src.columns : src.rows);
+    __m512i least = _mm512_set1_epi32(-1);
     for (int col = 0; col < src.columns; col += kTile) {
       for (int slice = 0; slice < dst.ld; slice += 32) {
         uint16_t* to = dst.data + col * dst.ld + int64_t{kTile} * slice;
@@ -199,6 +234,7 @@ struct MatrixUnit<Amx, float> {
             const int k = slice + pair * (kDistance == kApart ? 1 : 2) + kDistance * n;
             if (k >= src.rows) continue;
             x[n] = _mm512_loadu_ps(src.data + k * src.ld + col);
+            if (!marks && kParts == kExactParts) x[n] = look_at<kLeaveOut>(x[n], least);
             if (!marks) continue;
             const __mmask16 hard = hard_lanes<kParts>(x[n]);
             if (hard == 0) continue;
@@ -214,6 +250,7 @@ struct MatrixUnit<Amx, float> {
         }
       }
     }
+    return below_faint(least) != 0;
   }
 
   static void clear_marks(const Parts& dst, int64_t count) {
@@ -236,13 +273,12 @@ struct MatrixUnit<Amx, float> {
   static __mmask16 hard_lanes(__m512 x) {
     constexpr int kNan = 0x81, kInfinity = 0x18;
     if constexpr (kParts != 3) return _mm512_fpclass_ps_mask(x, kNan | kInfinity);
-    const __m512i magnitude =
-        _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7FFFFFFF));
-    constexpr int kLeast = (127 - 100) << 23, kMost = (127 + 64) << 23;
-    const __m512i above = _mm512_sub_epi32(magnitude, _mm512_set1_epi32(kLeast));
+    constexpr int kMost = (127 + 64) << 23;
+    const __m512i size = magnitude(x);
+    const __m512i above = _mm512_sub_epi32(size, _mm512_set1_epi32(kFaint));
     const __mmask16 outside =
-        _mm512_cmp_epu32_mask(above, _mm512_set1_epi32(kMost - kLeast), _MM_CMPINT_NLT);
-    return _mm512_mask_test_epi32_mask(outside, magnitude, magnitude);
+        _mm512_cmp_epu32_mask(above, _mm512_set1_epi32(kMost - kFaint), _MM_CMPINT_NLT);
+    return _mm512_mask_test_epi32_mask(outside, size, size);
   }
   static __mmask16 hard_of(V x, int parts) {
     return parts == 3 ? hard_lanes<3>(x.v) : hard_lanes<1>(x.v);
@@ -252,6 +288,16 @@ struct MatrixUnit<Amx, float> {
     const __mmask16 hard = hard_lanes<kParts>(x);
     x = _mm512_maskz_mov_ps(static_cast<__mmask16>(~hard), x);
     return hard != 0;
+  }
+
+  // x, without what is faint or with a look at it.
+  template <bool kLeaveOut>
+  static __m512 look_at(__m512 x, __m512i& least) {
+    if constexpr (kLeaveOut) {
+      return _mm512_maskz_mov_ps(static_cast<__mmask16>(~faint_lanes(x)), x);
+    }
+    least = _mm512_min_epu32(least, faintness(x));
+    return x;
   }
 
   static __m512 high_half(__m512i x) {
