@@ -208,8 +208,10 @@ void flash2_backward_task(void* job, int64_t task, int worker, Progress& progres
   head.kv_h = found.h;
   head.s = &s;
   w.use_unit(s.seqlen_q);
-  const BackwardScratch<Real> scratch =
+  BackwardScratch<Real> scratch =
       take_backward_scratch<Isa, Real>(w, w.plan.panel_lanes(w.plan.panel_rows(s.seqlen_q)));
+  PendingProduct<Real> pending;
+  if (w.parts > 0) scratch.pending = &pending;
   backward_block<Isa, Real>(w, head, found.block, scratch);
 }
 
@@ -222,8 +224,10 @@ void flash1_backward_task(void* job, int64_t task, int worker, Progress& progres
   const Sequence s = w.problem.sequence(head.b);
   head.s = &s;
   w.use_unit(s.seqlen_q);
-  const BackwardScratch<Real> scratch =
+  BackwardScratch<Real> scratch =
       take_backward_scratch<Isa, Real>(w, w.plan.panel_lanes(w.plan.panel_rows(s.seqlen_q)));
+  PendingProduct<Real> pending;
+  if (w.parts > 0) scratch.pending = &pending;
   const int64_t blocks = ceil_div(s.seqlen_k_given, w.plan.block_keys(s));
   for (int64_t block = 0; block < blocks; ++block) {
     if (!backward_block<Isa, Real>(w, head, block, scratch)) return;

@@ -39,6 +39,8 @@ struct BackwardScratch : BackwardParts {
   Real* extra = nullptr;  // [step_n][lanes], of products, then keep
   Real* cap = nullptr;    // [step_n][lanes], tanh(S / softcap)
   Real* lane = nullptr;   // [2][lanes]
+  // Where products may go on beside other work.
+  PendingProduct<Real>* pending = nullptr;
 };
 
 template <class Isa, class Real>

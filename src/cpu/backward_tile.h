@@ -7,36 +7,6 @@
 
 namespace attentile::cpu {
 
-// r.p = P^T of the tile, r.hide and r.cap where the problem has them. Returns the tile's class.
-template <class Isa, class Real>
-inline TileClass recompute_weights(Worker<Isa, Real>& w, const Tile& t,
-                                   const ScoreScale<Real>& scale, int64_t key_row,
-                                   const BackwardScratch<Real>& r) {
-  using V = Vec<Isa, Real>;
-  const Problem& p = w.problem;
-  TileClass tile_class = classify<Isa>(p, t);
-  if (tile_class == TileClass::kHidden) return tile_class;
-  if (t.dead) tile_class = TileClass::kPartial;
-  const bool partial = tile_class == TileClass::kPartial;
-  tile_logits<Isa, Real>(w, t, partial, scale, score_tile<Isa, Real>(w, t, r, key_row));
-  const V zero = V::set1(Real{0});
-  const ShiftedExp<Isa, Real> exp(scale.exponent);
-  for (int i = 0; i < t.lanes; i += V::kLanes) {
-    const RowShift<V> row = {V::load(r.base + i), V::load(r.whole + i), V::load(r.fraction + i),
-                             V::load(r.snap + i)};
-    for (int k_row = 0; k_row < t.keys; ++k_row) {
-      Real* cell = r.p + k_row * t.lanes + i;
-      V weight = exp(V::load(cell), row);
-      if (partial) {  // lse may be NaN, hidden weights are 0
-        weight = V::select_lt(V::load(r.hide + k_row * t.lanes + i), zero, zero, weight);
-      }
-      weight.store(cell);
-    }
-  }
-  if (t.dead) hide_weightless<Isa, Real>(p, t, r.p, r.hide);
-  return tile_class;
-}
-
 template <class Real>
 struct DpOperands {
   const Real* v = nullptr;  // [keys][ld]
@@ -54,41 +24,102 @@ inline DpOperands<Real> dp_operands(const Worker<Isa, Real>& w, const BackwardSc
   return {r.v + key_row * ld, ld, r.dout_t, rows_from(r.v_rows, key_row), r.dout_lanes};
 }
 
-// dp = dP^T = keep * V dO^T, scaled, of one tile; keep = the keep mask where there is dropout.
+// dp = V dO^T of one tile.
 template <class Isa, class Real>
-inline void dp_tile(Worker<Isa, Real>& w, const Tile& t, const DpOperands<Real>& operands,
-                    Real* keep, Real* dp) {
+inline GemmTile<Real> dp_product(const Worker<Isa, Real>& w, const Tile& t,
+                                 const DpOperands<Real>& operands, Real* dp) {
+  return {.a = operands.v,
+          .a_row = operands.ld,
+          .a_step = 1,
+          .b = operands.dout_t,
+          .b_step = t.lanes,
+          .c = dp,
+          .c_row = t.lanes,
+          .rows = t.keys,
+          .cols = t.lanes,
+          .depth = static_cast<int>(w.problem.head_dim_v),
+          .left = operands.v_parts,
+          .right = operands.dout_parts};
+}
+
+// dp times keep, scaled, where there is dropout; keep receives the keep mask.
+template <class Isa, class Real>
+inline void drop_dp(const Problem& p, const Tile& t, Real* keep, Real* dp) {
   using V = Vec<Isa, Real>;
-  const Problem& p = w.problem;
-  const GemmTile<Real> product = {.a = operands.v,
-                                  .a_row = operands.ld,
-                                  .a_step = 1,
-                                  .b = operands.dout_t,
-                                  .b_step = t.lanes,
-                                  .c = dp,
-                                  .c_row = t.lanes,
-                                  .rows = t.keys,
-                                  .cols = t.lanes,
-                                  .depth = static_cast<int>(p.head_dim_v),
-                                  .left = operands.v_parts,
-                                  .right = operands.dout_parts};
-  const bool partial = operands.by_groups && classify<Isa>(p, t) == TileClass::kPartial;
-  for_key_groups<Isa, Real>(t, partial, [&](int k, int keys, VectorRange vectors) {
-    const int lane = vectors.begin * V::kLanes;
-    GemmTile<Real> part = product;
-    part.a += k * part.a_row;
-    part.b += lane;
-    part.c += k * t.lanes + lane;
-    part.rows = keys;
-    part.cols = vectors.end * V::kLanes - lane;
-    multiply_scores<Isa, Real>(part, keep);
-  });
   if (!p.dropout.enabled) return;
   fill_keep<Isa, Real>(p, t, keep);
   const V scale = V::set1(static_cast<Real>(p.dropout.scale));
   for (int i = 0; i < t.keys * t.lanes; i += V::kLanes) {
     (V::load(dp + i) * (V::load(keep + i) * scale)).store(dp + i);
   }
+}
+
+// dp = dP^T = keep * V dO^T, scaled, of one tile; keep = the keep mask where there is dropout.
+template <class Isa, class Real>
+inline void dp_tile(Worker<Isa, Real>& w, const Tile& t, const DpOperands<Real>& operands,
+                    Real* keep, Real* dp) {
+  const Problem& p = w.problem;
+  const GemmTile<Real> product = dp_product(w, t, operands, dp);
+  const bool partial = operands.by_groups && classify<Isa>(p, t) == TileClass::kPartial;
+  for_key_groups<Isa, Real>(t, partial, [&](int k, int keys, VectorRange vectors) {
+    const int lane = vectors.begin * Vec<Isa, Real>::kLanes;
+    GemmTile<Real> part = product;
+    part.a += k * part.a_row;
+    part.b += lane;
+    part.c += k * t.lanes + lane;
+    part.rows = keys;
+    part.cols = vectors.end * Vec<Isa, Real>::kLanes - lane;
+    multiply_scores<Isa, Real>(part, keep);
+  });
+  drop_dp<Isa, Real>(p, t, keep, dp);
+}
+
+// r.p = P^T of a tile of logits, for the vector of lanes from i on. Beside it the matrix unit goes
+// on. What the loop needs is copied: for all that compilers know, a tile register is stored there.
+template <class Isa, class Real>
+inline void weigh_lanes(const Tile& t, bool partial, const ShiftedExp<Isa, Real>& given,
+                        const BackwardScratch<Real>& r, int i) {
+  using V = Vec<Isa, Real>;
+  const ShiftedExp<Isa, Real> exp = given;
+  const V zero = V::set1(Real{0});
+  const RowShift<V> row = {V::load(r.base + i), V::load(r.whole + i), V::load(r.fraction + i),
+                           V::load(r.snap + i)};
+  PendingProduct<Real>* const beside = r.pending;
+  const int64_t lanes = t.lanes;
+  const int keys = t.keys;
+  const Real* hide = r.hide + i;
+  Real* cell = r.p + i;
+  for (int k = 0; k < keys; ++k, cell += lanes, hide += lanes) {
+    V weight = exp(V::load(cell), row);
+    if (partial) {  // lse may be NaN, hidden weights are 0
+      weight = V::select_lt(V::load(hide), zero, zero, weight);
+    }
+    weight.store(cell);
+    if (beside != nullptr && k % 8 == 0) MatrixUnit<Isa, Real>::step(*beside);
+  }
+}
+
+// r.p = P^T of the tile, r.hide and r.cap where the problem has them. Returns the tile's class.
+// Where products may go on beside it, dP is begun.
+template <class Isa, class Real>
+inline TileClass recompute_weights(Worker<Isa, Real>& w, const Tile& t,
+                                   const ScoreScale<Real>& scale, int64_t key_row,
+                                   const BackwardScratch<Real>& r) {
+  const Problem& p = w.problem;
+  TileClass tile_class = classify<Isa>(p, t);
+  if (tile_class == TileClass::kHidden) return tile_class;
+  if (t.dead) tile_class = TileClass::kPartial;
+  const bool partial = tile_class == TileClass::kPartial;
+  tile_logits<Isa, Real>(w, t, partial, scale, score_tile<Isa, Real>(w, t, r, key_row));
+  if (r.pending != nullptr) {
+    r.pending->begin(dp_product(w, t, dp_operands<Isa, Real>(w, r, key_row), r.ds));
+  }
+  const ShiftedExp<Isa, Real> exp(scale.exponent);
+  for (int i = 0; i < t.lanes; i += Vec<Isa, Real>::kLanes) {
+    weigh_lanes<Isa, Real>(t, partial, exp, r, i);
+  }
+  if (t.dead) hide_weightless<Isa, Real>(p, t, r.p, r.hide);
+  return tile_class;
 }
 
 // Adds the tile's P dP and P to r.sums, per row; a pair of weight 0 adds nothing whatever dP is.
@@ -110,34 +141,54 @@ inline void add_row_sums(const Tile& t, const BackwardScratch<Real>& r) {
   }
 }
 
-// r.ds = dS^T, and r.p = keep * P^T. capped: dS of the scaled dot products, through softcap; else
-// of the logits. A pair of weight 0, hidden or not, has dS = 0 whatever dP is.
+// r.ds = dS^T of dP^T, and r.p = keep * P^T, for the vector of lanes from i on, as weigh_lanes().
+template <class Isa, class Real>
+inline void subtract_delta(const Tile& t, bool dropped, bool capped, const BackwardScratch<Real>& r,
+                           int i) {
+  using V = Vec<Isa, Real>;
+  const V zero = V::set1(Real{0});
+  const V one = V::set1(Real{1});
+  const V delta = V::load(r.delta + i);
+  PendingProduct<Real>* const beside = r.pending;
+  const int64_t lanes = t.lanes;
+  const int keys = t.keys;
+  Real* p = r.p + i;
+  Real* ds_cell = r.ds + i;
+  const Real* keep = r.extra + i;
+  const Real* cap = r.cap + i;
+  for (int k = 0; k < keys; ++k) {
+    const int64_t at = k * lanes;
+    const V weight = V::load(p + at);
+    V ds = weight * (V::load(ds_cell + at) - delta);
+    if (dropped) (weight * V::load(keep + at)).store(p + at);
+    if (capped) {
+      const V tanh_s = V::load(cap + at);
+      ds = ds * (one - tanh_s * tanh_s);
+    }
+    V::select_lt(zero, weight, ds, weight).store(ds_cell + at);
+    if (beside != nullptr && k % 8 == 0) MatrixUnit<Isa, Real>::step(*beside);
+  }
+}
+
+// The same of a tile. capped: dS of the scaled dot products, through softcap; else of the logits. A
+// pair of weight 0, hidden or not, has dS = 0 whatever dP is.
+template <class Isa, class Real>
+inline void subtract_delta(const Problem& p, const Tile& t, bool capped,
+                           const BackwardScratch<Real>& r) {
+  for (int i = 0; i < t.lanes; i += Vec<Isa, Real>::kLanes) {
+    subtract_delta<Isa, Real>(t, p.dropout.enabled, capped, r, i);
+  }
+}
+
+// dP and dS of a tile whose weights are there.
 template <class Isa, class Real>
 inline void compute_ds(Worker<Isa, Real>& w, const Tile& t, bool capped, int64_t key_row,
                        const BackwardScratch<Real>& r) {
-  using V = Vec<Isa, Real>;
-  const Problem& p = w.problem;
   DpOperands<Real> operands = dp_operands<Isa, Real>(w, r, key_row);
   operands.by_groups = operands.dout_parts.data == nullptr;
   dp_tile<Isa, Real>(w, t, operands, r.extra, r.ds);
   if (r.sums != nullptr) add_row_sums<Isa, Real>(t, r);
-  const bool dropped = p.dropout.enabled;
-  const V zero = V::set1(Real{0});
-  const V one = V::set1(Real{1});
-  for (int i = 0; i < t.lanes; i += V::kLanes) {
-    const V delta = V::load(r.delta + i);
-    for (int k = 0; k < t.keys; ++k) {
-      const int at = k * t.lanes + i;
-      const V weight = V::load(r.p + at);
-      V ds = weight * (V::load(r.ds + at) - delta);
-      if (dropped) (weight * V::load(r.extra + at)).store(r.p + at);
-      if (capped) {
-        const V tanh_s = V::load(r.cap + at);
-        ds = ds * (one - tanh_s * tanh_s);
-      }
-      V::select_lt(zero, weight, ds, weight).store(r.ds + at);
-    }
-  }
+  subtract_delta<Isa, Real>(w.problem, t, capped, r);
 }
 
 // C[key][column] += sum_q A[key][q] B[q][column] over visible pairs only: gemm's sums, for panels
@@ -164,6 +215,63 @@ template <class Isa, class Real>
   }
 }
 
+// The products of a tile, for its keys from key_row on:
+//   dv += (keep P)^T dO     dk += dS^T Q     dq^T += K^T dS^T
+template <class Isa, class Real>
+inline GemmTile<Real> dv_product(const Worker<Isa, Real>& w, const Tile& t, int64_t key_row,
+                                 const BackwardScratch<Real>& r) {
+  const int64_t ld = w.plan.padded_dim_v;
+  return {.a = r.p,
+          .a_row = t.lanes,
+          .a_step = 1,
+          .b = r.dout,
+          .b_step = ld,
+          .c = r.dv + key_row * ld,
+          .c_row = ld,
+          .rows = t.keys,
+          .cols = w.plan.padded_dim_v,
+          .depth = t.rows,
+          .accumulate = true,
+          .left = r.p_rows,
+          .right = r.dout_rows};
+}
+template <class Isa, class Real>
+inline GemmTile<Real> dk_product(const Worker<Isa, Real>& w, const Tile& t, int64_t key_row,
+                                 const BackwardScratch<Real>& r) {
+  const int64_t ld = w.plan.padded_dim;
+  return {.a = r.ds,
+          .a_row = t.lanes,
+          .a_step = 1,
+          .b = r.q,
+          .b_step = ld,
+          .c = r.dk + key_row * ld,
+          .c_row = ld,
+          .rows = t.keys,
+          .cols = w.plan.padded_dim,
+          .depth = t.rows,
+          .accumulate = true,
+          .left = r.ds_rows,
+          .right = r.q_rows};
+}
+template <class Isa, class Real>
+inline GemmTile<Real> dq_product(const Worker<Isa, Real>& w, const Tile& t, int64_t key_row,
+                                 const BackwardScratch<Real>& r) {
+  const int64_t ld = w.plan.padded_dim;
+  return {.a = r.k + key_row * ld,
+          .a_row = 1,
+          .a_step = ld,
+          .b = r.ds,
+          .b_step = t.lanes,
+          .c = r.dq_t,
+          .c_row = t.lanes,
+          .rows = static_cast<int>(w.problem.head_dim),
+          .cols = t.lanes,
+          .depth = t.keys,
+          .accumulate = true,
+          .left = depth_from(r.k_columns, key_row),
+          .right = r.ds_lanes};
+}
+
 // Which operands of a panel hold a NaN or infinity, and whether the tile is partly visible.
 struct Nonfinite {
   bool q = false;
@@ -171,49 +279,20 @@ struct Nonfinite {
   bool partial = false;
 };
 
-// dv += (keep P)^T dO and dk += dS^T Q, for the keys of the tile: rows of r.dv and r.dk from
-// key_row on. r.hide must hold where an operand is not finite.
+// dv and dk. r.hide must hold where an operand is not finite.
 template <class Isa, class Real>
 inline void accumulate_dk_dv(Worker<Isa, Real>& w, const Tile& t, int64_t key_row,
                              Nonfinite nonfinite, const BackwardScratch<Real>& r) {
-  const int64_t ld = w.plan.padded_dim;
-  const int64_t ld_v = w.plan.padded_dim_v;
-  const GemmTile<Real> dv = {.a = r.p,
-                             .a_row = t.lanes,
-                             .a_step = 1,
-                             .b = r.dout,
-                             .b_step = ld_v,
-                             .c = r.dv + key_row * ld_v,
-                             .c_row = ld_v,
-                             .rows = t.keys,
-                             .cols = w.plan.padded_dim_v,
-                             .depth = t.rows,
-                             .accumulate = true};
-  const GemmTile<Real> dk = {.a = r.ds,
-                             .a_row = t.lanes,
-                             .a_step = 1,
-                             .b = r.q,
-                             .b_step = ld,
-                             .c = r.dk + key_row * ld,
-                             .c_row = ld,
-                             .rows = t.keys,
-                             .cols = w.plan.padded_dim,
-                             .depth = t.rows,
-                             .accumulate = true};
+  const GemmTile<Real> dv = dv_product(w, t, key_row, r);
+  const GemmTile<Real> dk = dk_product(w, t, key_row, r);
   if constexpr (MatrixUnit<Isa, Real>::kPresent) {
     if (r.p_rows.data != nullptr) {
-      const Real* hide = nonfinite.partial ? r.hide : nullptr;
-      const auto add = [&](GemmTile<Real> product, const Parts& left, const Parts& right) {
-        product.left = left;
-        product.right = right;
-        using Unit = MatrixUnit<Isa, Real>;
-        const bool faint = Unit::pack_left({product.a, t.lanes, t.keys, t.rows}, left);
+      using Unit = MatrixUnit<Isa, Real>;
+      for (const GemmTile<Real>& product : {dv, dk}) {
+        const bool faint = Unit::pack_left({product.a, t.lanes, t.keys, t.rows}, product.left);
         Unit::multiply(product);
-        if (right.has_hard()) add_hard_right<Isa, Real>(product, hide, t.lanes);
-        if (faint) add_faint_left<Isa, Real>(product);
-      };
-      add(dv, r.p_rows, r.dout_rows);
-      add(dk, r.ds_rows, r.q_rows);
+        add_without_parts<Isa, Real>(product, faint, nonfinite.partial ? r.hide : nullptr, t.lanes);
+      }
       return;
     }
   }
@@ -237,52 +316,84 @@ inline void accumulate_dk_dv(Worker<Isa, Real>& w, const Tile& t, int64_t key_ro
   add(dk, nonfinite.q);
 }
 
+// dS of a tile whose weights are there, and its share of dv, dk and r.dq_t.
+template <class Isa, class Real>
+inline void add_gradients(Worker<Isa, Real>& w, const Tile& t, bool capped, int64_t key_row,
+                          const BackwardScratch<Real>& r, bool partial) {
+  const Problem& p = w.problem;
+  const int dim = static_cast<int>(p.head_dim);
+  const int dim_v = static_cast<int>(p.head_dim_v);
+  compute_ds<Isa, Real>(w, t, capped, key_row, r);
+  const auto nonfinite = [&](const Real* rows, int64_t count, int columns, int stride) {
+    return partial && has_nonfinite<Isa, Real>(rows, count, columns, stride);
+  };
+  const int ld = w.plan.padded_dim;
+  accumulate_dk_dv<Isa, Real>(w, t, key_row,
+                              {nonfinite(r.q, t.rows, dim, ld),
+                               nonfinite(r.dout, t.rows, dim_v, w.plan.padded_dim_v), partial},
+                              r);
+  const GemmTile<Real> dq = dq_product(w, t, key_row, r);
+  const bool visible_only = nonfinite(dq.a, t.keys, dim, ld);
+  multiply_by_groups<Isa, Real>(t, partial, dq, visible_only ? r.hide : nullptr);
+}
+
+// The same on the matrix unit, the same sums: dP, which has begun, dV and dK go on while dS is
+// computed and packed.
+template <class Isa, class Real>
+inline void add_gradients_beside(Worker<Isa, Real>& w, const Tile& t, bool capped, int64_t key_row,
+                                 const BackwardScratch<Real>& r, bool partial) {
+  using Unit = MatrixUnit<Isa, Real>;
+  const bool dropped = w.problem.dropout.enabled;
+  const Real* hide = partial ? r.hide : nullptr;
+  PendingProduct<Real>& pending = *r.pending;
+  const GemmTile<Real> dv = dv_product(w, t, key_row, r);
+  const GemmTile<Real> dk = dk_product(w, t, key_row, r);
+  GemmTile<Real> dq = dq_product(w, t, key_row, r);
+  bool faint_p = false;
+  if (!dropped) faint_p = Unit::pack_left({r.p, t.lanes, t.keys, t.rows}, dv.left, &pending);
+  Unit::finish(pending);
+  replace_hard_scores<Isa, Real>(pending.tile, r.extra);
+  drop_dp<Isa, Real>(w.problem, t, r.extra, r.ds);
+  if (r.sums != nullptr) add_row_sums<Isa, Real>(t, r);
+  if (!dropped) pending.begin(dv);
+  subtract_delta<Isa, Real>(w.problem, t, capped, r);
+  if (dropped) {
+    faint_p = Unit::pack_left({r.p, t.lanes, t.keys, t.rows}, dv.left);
+    pending.begin(dv);
+  }
+  const bool faint_ds = Unit::pack_left({r.ds, t.lanes, t.keys, t.rows}, dk.left, &pending);
+  Unit::finish(pending);
+  add_without_parts<Isa, Real>(dv, faint_p, hide, t.lanes);
+  pending.begin(dk);
+  dq.right.ld = padded_depth(t.keys);
+  Unit::pack_weights({r.ds, t.lanes, t.keys, t.lanes}, dq.right, &pending);
+  Unit::finish(pending);
+  add_without_parts<Isa, Real>(dk, faint_ds, hide, t.lanes);
+  Unit::multiply(dq);
+  if (dq.left.has_hard()) add_hard_left<Isa, Real>(dq, hide);
+  if (faint_ds) add_faint_right<Isa, Real>(dq);
+}
+
 // One panel against one key tile: adds to dk, dv (rows of this tile) and to r.dq_t. Partial tiles
 // alone are looked at for NaN and infinity.
 template <class Isa, class Real>
 inline void backward_tile(Worker<Isa, Real>& w, const Tile& t, const ScoreScale<Real>& scale,
                           int64_t key_row, const BackwardScratch<Real>& r) {
-  const Problem& p = w.problem;
-  const int64_t ld = w.plan.padded_dim;
-  const int64_t ld_v = w.plan.padded_dim_v;
-  const Real* k = r.k + key_row * ld;
   const TileClass tile_class = recompute_weights<Isa, Real>(w, t, scale, key_row, r);
   const bool hidden = tile_class == TileClass::kHidden;
-  if (!hidden) compute_ds<Isa, Real>(w, t, scale.softcap > 0, key_row, r);
-  if (w.plan.dbias_by_tiles) {
-    using V = Vec<Isa, Real>;
-    store_by_rows<Isa, Real>(w, t, p.dbias, [&](int64_t key, int64_t i) {
-      return hidden ? V::set1(Real{0}) : V::load(r.ds + key * t.lanes + i) + V::set1(Real{0});
-    });
-  }
-  if (hidden) return;
-  const int dim = static_cast<int>(p.head_dim);
   const bool partial = tile_class == TileClass::kPartial;
-  const bool packed = r.p_rows.data != nullptr;
-  const auto nonfinite = [&](const Real* rows, int64_t count, int columns, int64_t stride) {
-    return partial && !packed &&
-           has_nonfinite<Isa, Real>(rows, count, columns, static_cast<int>(stride));
-  };
-  const int dim_v = static_cast<int>(p.head_dim_v);
-  accumulate_dk_dv<Isa, Real>(
-      w, t, key_row,
-      {nonfinite(r.q, t.rows, dim, ld), nonfinite(r.dout, t.rows, dim_v, ld_v), partial}, r);
-  const GemmTile<Real> dq = {.a = k,
-                             .a_row = 1,
-                             .a_step = ld,
-                             .b = r.ds,
-                             .b_step = t.lanes,
-                             .c = r.dq_t,
-                             .c_row = t.lanes,
-                             .rows = dim,
-                             .cols = t.lanes,
-                             .depth = t.keys,
-                             .accumulate = true,
-                             .left = depth_from(r.k_columns, key_row),
-                             .right = r.ds_lanes};
-  if (multiply_weights<Isa, Real>(dq, true, partial ? r.hide : nullptr)) return;
-  const bool visible_only = nonfinite(k, t.keys, dim, ld);
-  multiply_by_groups<Isa, Real>(t, partial, dq, visible_only ? r.hide : nullptr);
+  const bool capped = scale.softcap > 0;
+  if (hidden) {
+  } else if (r.pending == nullptr) {
+    add_gradients<Isa, Real>(w, t, capped, key_row, r, partial);
+  } else if constexpr (MatrixUnit<Isa, Real>::kPresent) {
+    add_gradients_beside<Isa, Real>(w, t, capped, key_row, r, partial);
+  }
+  if (!w.plan.dbias_by_tiles) return;
+  using V = Vec<Isa, Real>;
+  store_by_rows<Isa, Real>(w, t, w.problem.dbias, [&](int64_t key, int64_t i) {
+    return hidden ? V::set1(Real{0}) : V::load(r.ds + key * t.lanes + i) + V::set1(Real{0});
+  });
 }
 
 }  // namespace attentile::cpu

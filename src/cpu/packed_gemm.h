@@ -9,41 +9,43 @@
 
 namespace attentile::cpu {
 
-// C = A B for scores: rows of C whose row of A is hard, and lanes whose column of B is, come from
-// multiply-adds. spare: [rows][lanes of a vector].
+// C = A B for scores, which the unit has computed: rows of C whose row of A is hard, and lanes
+// whose column of B is, are computed anew. spare: [rows][lanes of a vector].
 template <class Isa, class Real>
-inline void multiply_scores(const GemmTile<Real>& t, Real* spare) {
-  using Unit = MatrixUnit<Isa, Real>;
-  if constexpr (Unit::kPresent) {
-    if (t.right.data != nullptr) {
-      constexpr int kLanes = Vec<Isa, Real>::kLanes;
-      Unit::multiply(t);
-      for (int m = 0; t.left.has_hard() && m < t.rows; ++m) {
-        if (t.left.hard[m] == 0) continue;
-        GemmTile<Real> row = t;
-        row.a += m * t.a_row;
-        row.c += m * t.c_row;
-        row.rows = 1;
-        gemm<Isa, Real>(row);
-      }
-      for (int n = 0; t.right.has_hard() && n < t.cols; n += kLanes) {
-        GemmTile<Real> lanes = t;
-        lanes.b += n;
-        lanes.c = spare;
-        lanes.c_row = kLanes;
-        lanes.cols = kLanes;
-        bool done = false;
-        for (int i = 0; i < kLanes; ++i) {
-          if (t.right.hard[n + i] == 0) continue;
-          if (!done) gemm<Isa, Real>(lanes);
-          done = true;
-          for (int m = 0; m < t.rows; ++m) t.c[m * t.c_row + n + i] = spare[m * kLanes + i];
-        }
-      }
-      return;
+inline void replace_hard_scores(const GemmTile<Real>& t, Real* spare) {
+  constexpr int kLanes = Vec<Isa, Real>::kLanes;
+  for (int m = 0; t.left.has_hard() && m < t.rows; ++m) {
+    if (t.left.hard[m] == 0) continue;
+    GemmTile<Real> row = t;
+    row.a += m * t.a_row;
+    row.c += m * t.c_row;
+    row.rows = 1;
+    gemm<Isa, Real>(row);
+  }
+  for (int n = 0; t.right.has_hard() && n < t.cols; n += kLanes) {
+    GemmTile<Real> lanes = t;
+    lanes.b += n;
+    lanes.c = spare;
+    lanes.c_row = kLanes;
+    lanes.cols = kLanes;
+    bool done = false;
+    for (int i = 0; i < kLanes; ++i) {
+      if (t.right.hard[n + i] == 0) continue;
+      if (!done) gemm<Isa, Real>(lanes);
+      done = true;
+      for (int m = 0; m < t.rows; ++m) t.c[m * t.c_row + n + i] = spare[m * kLanes + i];
     }
   }
-  gemm<Isa, Real>(t);
+}
+
+// C = A B for scores.
+template <class Isa, class Real>
+inline void multiply_scores(const GemmTile<Real>& t, Real* spare) {
+  if (t.right.data == nullptr) return gemm<Isa, Real>(t);
+  if constexpr (MatrixUnit<Isa, Real>::kPresent) {
+    MatrixUnit<Isa, Real>::multiply(t);
+    replace_hard_scores<Isa, Real>(t, spare);
+  }
 }
 
 // What the hard values of A add to C: A = V^T or K^T, hide [depth][cols] or null.
@@ -151,6 +153,15 @@ template <class Isa, class Real>
         V::fma(a, b, V::load(cell)).store(cell);
       }
     }
+  }
+}
+
+// What the unit leaves out of C += A B for A = P^T or dS^T. faint: some of A is.
+template <class Isa, class Real>
+inline void add_without_parts(const GemmTile<Real>& t, bool faint, const Real* hide, int hide_ld) {
+  if (t.right.has_hard()) add_hard_right<Isa, Real>(t, hide, hide_ld);
+  if constexpr (MatrixUnit<Isa, Real>::kPresent) {
+    if (faint) add_faint_left<Isa, Real>(t);
   }
 }
 

@@ -79,10 +79,11 @@ struct MatrixUnit<Amx, float> {
   }
 
   // The rows of src as a left operand: marked ones, or weights or dS. True: of those, some are
-  // faint, and packed as 0.
-  static bool pack_left(const PackSource<float>& src, const Parts& dst) {
+  // faint, and packed as 0. beside: what goes on meanwhile.
+  static bool pack_left(const PackSource<float>& src, const Parts& dst,
+                        PendingProduct<float>* beside = nullptr) {
     return pack_without_faint(dst, [&](auto parts, auto leave_out) {
-      return pack_left_parts<parts.value, leave_out.value>(src, dst);
+      return pack_left_parts<parts.value, leave_out.value>(src, dst, beside);
     });
   }
 
@@ -96,13 +97,13 @@ struct MatrixUnit<Amx, float> {
   enum class Mark { kColumns, kRows };
   static void pack_right(const PackSource<float>& src, const Parts& dst,
                          Mark marked = Mark::kColumns) {
-    with_parts(dst,
-               [&](auto parts) { pack_right_parts<parts.value, kApart, false>(src, marked, dst); });
+    with_parts(dst, [&](auto parts) { pack_right_parts<parts.value>(src, marked, dst); });
   }
-  // Weights or dS. True: as for pack_left().
-  static bool pack_weights(const PackSource<float>& src, const Parts& dst) {
+  // Weights or dS. As for pack_left().
+  static bool pack_weights(const PackSource<float>& src, const Parts& dst,
+                           PendingProduct<float>* beside = nullptr) {
     return pack_without_faint(dst, [&](auto parts, auto leave_out) {
-      return pack_right_parts<parts.value, kAdjacent, leave_out.value>(src, Mark::kColumns, dst);
+      return pack_weights_parts<parts.value, leave_out.value>(src, dst, beside);
     });
   }
   // Rows k and k + 1 of weights, sixteen columns from `column` on.
@@ -165,7 +166,10 @@ struct MatrixUnit<Amx, float> {
   // Operands of which values without parts are marked are inputs. Of the others, weights and dS,
   // three parts are cut off instead of rounded: cheaper, and they never overflow.
   template <int kParts, bool kLeaveOut>
-  static bool pack_left_parts(const PackSource<float>& src, const Parts& dst) {
+  static bool pack_left_parts(const PackSource<float>& source, const Parts& given,
+                              PendingProduct<float>* beside) {
+    const PackSource<float> src = source;  // in registers, whatever a tile register is stored to
+    const Parts dst = given;
     clear_marks(dst, 0);
     const int64_t padded_rows = (src.rows + kTile - 1) / kTile * kTile;
     const bool marks = dst.hard != nullptr;
@@ -188,6 +192,7 @@ struct MatrixUnit<Amx, float> {
               : store_parts<kParts, kParts != 3>(x[0], x[1], dst, row * dst.ld + c);
       }
       if (marks && inside) mark(dst, row, hard);
+      if (beside != nullptr && row % 2 != 0) step(*beside);
     }
     return below_faint(least) != 0;
   }
@@ -217,25 +222,18 @@ struct MatrixUnit<Amx, float> {
 
   // Which two values in depth make a pair: so that packing takes no shuffle, 16 from each other
   // along head_dim and along queries, and neighbours along keys, of which any may be the first.
-  static constexpr int kApart = kTile, kAdjacent = 1;
-
-  template <int kParts, int kDistance, bool kLeaveOut>
-  static bool pack_right_parts(const PackSource<float>& src, Mark marked, const Parts& dst) {
+  template <int kParts>
+  static void pack_right_parts(const PackSource<float>& src, Mark marked, const Parts& dst) {
     const bool by_column = marked == Mark::kColumns;
-    const bool marks = dst.hard != nullptr;
     clear_marks(dst, by_column ? src.columns : src.rows);
-    __m512i least = _mm512_set1_epi32(-1);
     for (int col = 0; col < src.columns; col += kTile) {
-      for (int slice = 0; slice < dst.ld; slice += 32) {
-        uint16_t* to = dst.data + col * dst.ld + int64_t{kTile} * slice;
+      for (int k0 = 0; k0 < dst.ld; k0 += 32) {
         for (int pair = 0; pair < kTile; ++pair) {
           __m512 x[2] = {};
           for (int n = 0; n < 2; ++n) {
-            const int k = slice + pair * (kDistance == kApart ? 1 : 2) + kDistance * n;
+            const int k = k0 + pair + kTile * n;
             if (k >= src.rows) continue;
             x[n] = _mm512_loadu_ps(src.data + k * src.ld + col);
-            if (!marks && kParts == kExactParts) x[n] = look_at<kLeaveOut>(x[n], least);
-            if (!marks) continue;
             const __mmask16 hard = hard_lanes<kParts>(x[n]);
             if (hard == 0) continue;
             x[n] = _mm512_maskz_mov_ps(static_cast<__mmask16>(~hard), x[n]);
@@ -244,10 +242,27 @@ struct MatrixUnit<Amx, float> {
               if ((hard >> i & 1) != 0) mark(dst, col + i, true);
             }
           }
-          const int64_t at = to - dst.data + int64_t{2} * kTile * pair;
-          marks ? store_parts<kParts, true>(x[0], x[1], dst, at)
-                : store_parts<kParts, kParts != 3>(x[0], x[1], dst, at);
+          store_parts<kParts, true>(x[0], x[1], dst,
+                                    col * dst.ld + int64_t{kTile} * (k0 + 2 * pair));
         }
+      }
+    }
+  }
+  template <int kParts, bool kLeaveOut>
+  static bool pack_weights_parts(const PackSource<float>& source, const Parts& given,
+                                 PendingProduct<float>* beside) {
+    const PackSource<float> src = source;
+    const Parts dst = given;
+    __m512i least = _mm512_set1_epi32(-1);
+    for (int col = 0; col < src.columns; col += kTile) {
+      for (int k = 0; k < dst.ld; k += 2) {
+        __m512 x[2] = {};
+        for (int n = 0; n < 2 && k + n < src.rows; ++n) {
+          x[n] = _mm512_loadu_ps(src.data + (k + n) * src.ld + col);
+          if (kParts == kExactParts) x[n] = look_at<kLeaveOut>(x[n], least);
+        }
+        store_parts<kParts, kParts != 3>(x[0], x[1], dst, col * dst.ld + int64_t{kTile} * k);
+        if (beside != nullptr && k % 8 == 0) step(*beside);
       }
     }
     return below_faint(least) != 0;
