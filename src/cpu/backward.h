@@ -130,6 +130,24 @@ inline void prefetch_queries(const Worker<Isa, Real>& w, const Tile& t, int64_t 
   prefetch(w.problem.dout, w.problem.head_dim_v);
 }
 
+// One panel of queries against the keys of the tile, from row key_row of the block on.
+template <class Isa, class Real>
+inline void gradient_tile(Worker<Isa, Real>& w, const Tile& t, const ScoreScale<Real>& scale,
+                          int64_t key_row, const BackwardScratch<Real>& r) {
+  using V = Vec<Isa, Real>;
+  TileClass tile_class = TileClass::kHidden;
+  if (r.pending == nullptr) {
+    tile_class = backward_tile<Isa, Real>(w, t, scale, key_row, r);
+  } else if constexpr (MatrixUnit<Isa, Real>::kPresent) {
+    tile_class = backward_tile_on_unit<Isa, Real>(w, t, scale, key_row, r);
+  }
+  if (!w.plan.dbias_by_tiles) return;
+  const bool hidden = tile_class == TileClass::kHidden;
+  store_by_rows<Isa, Real>(w, t, w.problem.dbias, [&](int64_t key, int64_t i) {
+    return hidden ? V::set1(Real{0}) : V::load(r.ds + key * t.lanes + i) + V::set1(Real{0});
+  });
+}
+
 // One panel of queries (t.h, t.q0, t.rows) against one block of keys. False: stopped.
 template <class Isa, class Real>
 inline bool backward_panel(Worker<Isa, Real>& w, Tile t, int64_t block, KeyRange keys,
@@ -154,7 +172,7 @@ inline bool backward_panel(Worker<Isa, Real>& w, Tile t, int64_t block, KeyRange
     if (!touched) load_backward_panel<Isa, Real>(w, t, r);
     if (!touched) pack_panel_rows(w, t, r);
     touched = true;
-    backward_tile<Isa, Real>(w, t, scale, t.k0 - keys.begin, r);
+    gradient_tile<Isa, Real>(w, t, scale, t.k0 - keys.begin, r);
     const int64_t share = ceil_div(t.rows, steps);
     prefetch_queries<Isa, Real>(w, t, next, next + share);
     next += share;

@@ -74,51 +74,48 @@ inline void dp_tile(Worker<Isa, Real>& w, const Tile& t, const DpOperands<Real>&
   drop_dp<Isa, Real>(p, t, keep, dp);
 }
 
-// r.p = P^T of a tile of logits, for the vector of lanes from i on. Beside it the matrix unit goes
-// on. What the loop needs is copied: for all that compilers know, a tile register is stored there.
 template <class Isa, class Real>
-inline void weigh_lanes(const Tile& t, bool partial, const ShiftedExp<Isa, Real>& given,
-                        const BackwardScratch<Real>& r, int i) {
+inline RowShift<Vec<Isa, Real>> load_shift(const BackwardScratch<Real>& r, int i) {
   using V = Vec<Isa, Real>;
-  const ShiftedExp<Isa, Real> exp = given;
-  const V zero = V::set1(Real{0});
-  const RowShift<V> row = {V::load(r.base + i), V::load(r.whole + i), V::load(r.fraction + i),
-                           V::load(r.snap + i)};
-  PendingProduct<Real>* const beside = r.pending;
-  const int64_t lanes = t.lanes;
-  const int keys = t.keys;
-  const Real* hide = r.hide + i;
-  Real* cell = r.p + i;
-  for (int k = 0; k < keys; ++k, cell += lanes, hide += lanes) {
-    V weight = exp(V::load(cell), row);
-    if (partial) {  // lse may be NaN, hidden weights are 0
-      weight = V::select_lt(V::load(hide), zero, zero, weight);
-    }
-    weight.store(cell);
-    if (beside != nullptr && k % 8 == 0) MatrixUnit<Isa, Real>::step(*beside);
-  }
+  return {V::load(r.base + i), V::load(r.whole + i), V::load(r.fraction + i), V::load(r.snap + i)};
 }
 
-// r.p = P^T of the tile, r.hide and r.cap where the problem has them. Returns the tile's class.
-// Where products may go on beside it, dP is begun.
+// r.p = the logits of the tile, r.hide and r.cap where the problem has them. Returns its class.
 template <class Isa, class Real>
-inline TileClass recompute_weights(Worker<Isa, Real>& w, const Tile& t,
-                                   const ScoreScale<Real>& scale, int64_t key_row,
-                                   const BackwardScratch<Real>& r) {
-  const Problem& p = w.problem;
-  TileClass tile_class = classify<Isa>(p, t);
+inline TileClass recompute_logits(Worker<Isa, Real>& w, const Tile& t,
+                                  const ScoreScale<Real>& scale, int64_t key_row,
+                                  const BackwardScratch<Real>& r) {
+  TileClass tile_class = classify<Isa>(w.problem, t);
   if (tile_class == TileClass::kHidden) return tile_class;
   if (t.dead) tile_class = TileClass::kPartial;
   const bool partial = tile_class == TileClass::kPartial;
   tile_logits<Isa, Real>(w, t, partial, scale, score_tile<Isa, Real>(w, t, r, key_row));
-  if (r.pending != nullptr) {
-    r.pending->begin(dp_product(w, t, dp_operands<Isa, Real>(w, r, key_row), r.ds));
-  }
+  return tile_class;
+}
+
+// r.p = P^T of the tile, and what recompute_logits() gives.
+template <class Isa, class Real>
+inline TileClass recompute_weights(Worker<Isa, Real>& w, const Tile& t,
+                                   const ScoreScale<Real>& scale, int64_t key_row,
+                                   const BackwardScratch<Real>& r) {
+  using V = Vec<Isa, Real>;
+  const TileClass tile_class = recompute_logits<Isa, Real>(w, t, scale, key_row, r);
+  if (tile_class == TileClass::kHidden) return tile_class;
+  const bool partial = tile_class == TileClass::kPartial;
+  const V zero = V::set1(Real{0});
   const ShiftedExp<Isa, Real> exp(scale.exponent);
-  for (int i = 0; i < t.lanes; i += Vec<Isa, Real>::kLanes) {
-    weigh_lanes<Isa, Real>(t, partial, exp, r, i);
+  for (int i = 0; i < t.lanes; i += V::kLanes) {
+    const RowShift<V> row = load_shift<Isa>(r, i);
+    for (int k_row = 0; k_row < t.keys; ++k_row) {
+      Real* cell = r.p + k_row * t.lanes + i;
+      V weight = exp(V::load(cell), row);
+      if (partial) {  // lse may be NaN, hidden weights are 0
+        weight = V::select_lt(V::load(r.hide + k_row * t.lanes + i), zero, zero, weight);
+      }
+      weight.store(cell);
+    }
   }
-  if (t.dead) hide_weightless<Isa, Real>(p, t, r.p, r.hide);
+  if (t.dead) hide_weightless<Isa, Real>(w.problem, t, r.p, r.hide);
   return tile_class;
 }
 
@@ -141,54 +138,34 @@ inline void add_row_sums(const Tile& t, const BackwardScratch<Real>& r) {
   }
 }
 
-// r.ds = dS^T of dP^T, and r.p = keep * P^T, for the vector of lanes from i on, as weigh_lanes().
-template <class Isa, class Real>
-inline void subtract_delta(const Tile& t, bool dropped, bool capped, const BackwardScratch<Real>& r,
-                           int i) {
-  using V = Vec<Isa, Real>;
-  const V zero = V::set1(Real{0});
-  const V one = V::set1(Real{1});
-  const V delta = V::load(r.delta + i);
-  PendingProduct<Real>* const beside = r.pending;
-  const int64_t lanes = t.lanes;
-  const int keys = t.keys;
-  Real* p = r.p + i;
-  Real* ds_cell = r.ds + i;
-  const Real* keep = r.extra + i;
-  const Real* cap = r.cap + i;
-  for (int k = 0; k < keys; ++k) {
-    const int64_t at = k * lanes;
-    const V weight = V::load(p + at);
-    V ds = weight * (V::load(ds_cell + at) - delta);
-    if (dropped) (weight * V::load(keep + at)).store(p + at);
-    if (capped) {
-      const V tanh_s = V::load(cap + at);
-      ds = ds * (one - tanh_s * tanh_s);
-    }
-    V::select_lt(zero, weight, ds, weight).store(ds_cell + at);
-    if (beside != nullptr && k % 8 == 0) MatrixUnit<Isa, Real>::step(*beside);
-  }
-}
-
-// The same of a tile. capped: dS of the scaled dot products, through softcap; else of the logits. A
-// pair of weight 0, hidden or not, has dS = 0 whatever dP is.
-template <class Isa, class Real>
-inline void subtract_delta(const Problem& p, const Tile& t, bool capped,
-                           const BackwardScratch<Real>& r) {
-  for (int i = 0; i < t.lanes; i += Vec<Isa, Real>::kLanes) {
-    subtract_delta<Isa, Real>(t, p.dropout.enabled, capped, r, i);
-  }
-}
-
-// dP and dS of a tile whose weights are there.
+// r.ds = dS^T, and r.p = keep * P^T, of a tile whose weights are there. capped: dS of the scaled
+// dot products, through softcap; else of the logits. A pair of weight 0, hidden or not, has dS = 0
+// whatever dP is.
 template <class Isa, class Real>
 inline void compute_ds(Worker<Isa, Real>& w, const Tile& t, bool capped, int64_t key_row,
                        const BackwardScratch<Real>& r) {
+  using V = Vec<Isa, Real>;
   DpOperands<Real> operands = dp_operands<Isa, Real>(w, r, key_row);
   operands.by_groups = operands.dout_parts.data == nullptr;
   dp_tile<Isa, Real>(w, t, operands, r.extra, r.ds);
   if (r.sums != nullptr) add_row_sums<Isa, Real>(t, r);
-  subtract_delta<Isa, Real>(w.problem, t, capped, r);
+  const bool dropped = w.problem.dropout.enabled;
+  const V zero = V::set1(Real{0});
+  const V one = V::set1(Real{1});
+  for (int i = 0; i < t.lanes; i += V::kLanes) {
+    const V delta = V::load(r.delta + i);
+    for (int k = 0; k < t.keys; ++k) {
+      const int at = k * t.lanes + i;
+      const V weight = V::load(r.p + at);
+      V ds = weight * (V::load(r.ds + at) - delta);
+      if (dropped) (weight * V::load(r.extra + at)).store(r.p + at);
+      if (capped) {
+        const V tanh_s = V::load(r.cap + at);
+        ds = ds * (one - tanh_s * tanh_s);
+      }
+      V::select_lt(zero, weight, ds, weight).store(r.ds + at);
+    }
+  }
 }
 
 // C[key][column] += sum_q A[key][q] B[q][column] over visible pairs only: gemm's sums, for panels
@@ -316,14 +293,18 @@ inline void accumulate_dk_dv(Worker<Isa, Real>& w, const Tile& t, int64_t key_ro
   add(dk, nonfinite.q);
 }
 
-// dS of a tile whose weights are there, and its share of dv, dk and r.dq_t.
+// One panel against one key tile: adds to dk, dv (rows of this tile) and to r.dq_t. Partial tiles
+// alone are looked at for NaN and infinity.
 template <class Isa, class Real>
-inline void add_gradients(Worker<Isa, Real>& w, const Tile& t, bool capped, int64_t key_row,
-                          const BackwardScratch<Real>& r, bool partial) {
+inline TileClass backward_tile(Worker<Isa, Real>& w, const Tile& t, const ScoreScale<Real>& scale,
+                               int64_t key_row, const BackwardScratch<Real>& r) {
   const Problem& p = w.problem;
+  const TileClass tile_class = recompute_weights<Isa, Real>(w, t, scale, key_row, r);
+  if (tile_class == TileClass::kHidden) return tile_class;
+  compute_ds<Isa, Real>(w, t, scale.softcap > 0, key_row, r);
   const int dim = static_cast<int>(p.head_dim);
   const int dim_v = static_cast<int>(p.head_dim_v);
-  compute_ds<Isa, Real>(w, t, capped, key_row, r);
+  const bool partial = tile_class == TileClass::kPartial;
   const auto nonfinite = [&](const Real* rows, int64_t count, int columns, int stride) {
     return partial && has_nonfinite<Isa, Real>(rows, count, columns, stride);
   };
@@ -335,65 +316,7 @@ inline void add_gradients(Worker<Isa, Real>& w, const Tile& t, bool capped, int6
   const GemmTile<Real> dq = dq_product(w, t, key_row, r);
   const bool visible_only = nonfinite(dq.a, t.keys, dim, ld);
   multiply_by_groups<Isa, Real>(t, partial, dq, visible_only ? r.hide : nullptr);
-}
-
-// The same on the matrix unit, the same sums: dP, which has begun, dV and dK go on while dS is
-// computed and packed.
-template <class Isa, class Real>
-inline void add_gradients_beside(Worker<Isa, Real>& w, const Tile& t, bool capped, int64_t key_row,
-                                 const BackwardScratch<Real>& r, bool partial) {
-  using Unit = MatrixUnit<Isa, Real>;
-  const bool dropped = w.problem.dropout.enabled;
-  const Real* hide = partial ? r.hide : nullptr;
-  PendingProduct<Real>& pending = *r.pending;
-  const GemmTile<Real> dv = dv_product(w, t, key_row, r);
-  const GemmTile<Real> dk = dk_product(w, t, key_row, r);
-  GemmTile<Real> dq = dq_product(w, t, key_row, r);
-  bool faint_p = false;
-  if (!dropped) faint_p = Unit::pack_left({r.p, t.lanes, t.keys, t.rows}, dv.left, &pending);
-  Unit::finish(pending);
-  replace_hard_scores<Isa, Real>(pending.tile, r.extra);
-  drop_dp<Isa, Real>(w.problem, t, r.extra, r.ds);
-  if (r.sums != nullptr) add_row_sums<Isa, Real>(t, r);
-  if (!dropped) pending.begin(dv);
-  subtract_delta<Isa, Real>(w.problem, t, capped, r);
-  if (dropped) {
-    faint_p = Unit::pack_left({r.p, t.lanes, t.keys, t.rows}, dv.left);
-    pending.begin(dv);
-  }
-  const bool faint_ds = Unit::pack_left({r.ds, t.lanes, t.keys, t.rows}, dk.left, &pending);
-  Unit::finish(pending);
-  add_without_parts<Isa, Real>(dv, faint_p, hide, t.lanes);
-  pending.begin(dk);
-  dq.right.ld = padded_depth(t.keys);
-  Unit::pack_weights({r.ds, t.lanes, t.keys, t.lanes}, dq.right, &pending);
-  Unit::finish(pending);
-  add_without_parts<Isa, Real>(dk, faint_ds, hide, t.lanes);
-  Unit::multiply(dq);
-  if (dq.left.has_hard()) add_hard_left<Isa, Real>(dq, hide);
-  if (faint_ds) add_faint_right<Isa, Real>(dq);
-}
-
-// One panel against one key tile: adds to dk, dv (rows of this tile) and to r.dq_t. Partial tiles
-// alone are looked at for NaN and infinity.
-template <class Isa, class Real>
-inline void backward_tile(Worker<Isa, Real>& w, const Tile& t, const ScoreScale<Real>& scale,
-                          int64_t key_row, const BackwardScratch<Real>& r) {
-  const TileClass tile_class = recompute_weights<Isa, Real>(w, t, scale, key_row, r);
-  const bool hidden = tile_class == TileClass::kHidden;
-  const bool partial = tile_class == TileClass::kPartial;
-  const bool capped = scale.softcap > 0;
-  if (hidden) {
-  } else if (r.pending == nullptr) {
-    add_gradients<Isa, Real>(w, t, capped, key_row, r, partial);
-  } else if constexpr (MatrixUnit<Isa, Real>::kPresent) {
-    add_gradients_beside<Isa, Real>(w, t, capped, key_row, r, partial);
-  }
-  if (!w.plan.dbias_by_tiles) return;
-  using V = Vec<Isa, Real>;
-  store_by_rows<Isa, Real>(w, t, w.problem.dbias, [&](int64_t key, int64_t i) {
-    return hidden ? V::set1(Real{0}) : V::load(r.ds + key * t.lanes + i) + V::set1(Real{0});
-  });
+  return tile_class;
 }
 
 }  // namespace attentile::cpu

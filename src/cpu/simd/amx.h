@@ -79,11 +79,10 @@ struct MatrixUnit<Amx, float> {
   }
 
   // The rows of src as a left operand: marked ones, or weights or dS. True: of those, some are
-  // faint, and packed as 0. beside: what goes on meanwhile.
-  static bool pack_left(const PackSource<float>& src, const Parts& dst,
-                        PendingProduct<float>* beside = nullptr) {
+  // faint, and packed as 0.
+  static bool pack_left(const PackSource<float>& src, const Parts& dst) {
     return pack_without_faint(dst, [&](auto parts, auto leave_out) {
-      return pack_left_parts<parts.value, leave_out.value>(src, dst, beside);
+      return pack_left_parts<parts.value, leave_out.value>(src, dst);
     });
   }
 
@@ -100,10 +99,9 @@ struct MatrixUnit<Amx, float> {
     with_parts(dst, [&](auto parts) { pack_right_parts<parts.value>(src, marked, dst); });
   }
   // Weights or dS. As for pack_left().
-  static bool pack_weights(const PackSource<float>& src, const Parts& dst,
-                           PendingProduct<float>* beside = nullptr) {
+  static bool pack_weights(const PackSource<float>& src, const Parts& dst) {
     return pack_without_faint(dst, [&](auto parts, auto leave_out) {
-      return pack_weights_parts<parts.value, leave_out.value>(src, dst, beside);
+      return pack_weights_parts<parts.value, leave_out.value>(src, dst);
     });
   }
   // Rows k and k + 1 of weights, sixteen columns from `column` on.
@@ -112,6 +110,22 @@ struct MatrixUnit<Amx, float> {
                                                    int64_t column, int64_t k) {
     store_parts<kParts, kParts != 3>(first.v, second.v, dst, column * dst.ld + kTile * k);
   }
+
+  // Rows of weights, 32 in depth from `depth` on: those, and those sixteen from them.
+  template <int kParts>
+  [[gnu::always_inline]] static void store_left(V first, V second, const Parts& dst, int64_t row,
+                                                int64_t depth) {
+    store_parts<kParts, kParts != 3>(first.v, second.v, dst, row * dst.ld + depth);
+  }
+  // Whether some of the weights seen is faint.
+  class Faintness {
+   public:
+    void see(V x) { least_ = _mm512_min_epu32(least_, nearness(x.v)); }
+    bool any() const { return below_faint(least_) != 0; }
+
+   private:
+    __m512i least_ = _mm512_set1_epi32(-1);
+  };
 
   static bool is_hard(V x, int parts) { return hard_of(x, parts) != 0; }
   static V only_hard(V x, int parts) { return {_mm512_maskz_mov_ps(hard_of(x, parts), x.v)}; }
@@ -133,12 +147,10 @@ struct MatrixUnit<Amx, float> {
     return _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7FFFFFFF));
   }
   // Below kFaint - 1 for what is faint, above for 0 and all else.
-  static __m512i faintness(__m512 x) {
-    return _mm512_sub_epi32(magnitude(x), _mm512_set1_epi32(1));
-  }
-  static __mmask16 faint_lanes(__m512 x) { return below_faint(faintness(x)); }
-  static __mmask16 below_faint(__m512i faintness) {
-    return _mm512_cmp_epu32_mask(faintness, _mm512_set1_epi32(kFaint - 1), _MM_CMPINT_LT);
+  static __m512i nearness(__m512 x) { return _mm512_sub_epi32(magnitude(x), _mm512_set1_epi32(1)); }
+  static __mmask16 faint_lanes(__m512 x) { return below_faint(nearness(x)); }
+  static __mmask16 below_faint(__m512i nearness) {
+    return _mm512_cmp_epu32_mask(nearness, _mm512_set1_epi32(kFaint - 1), _MM_CMPINT_LT);
   }
 
   static void next_block(PendingProduct<float>& p) {
@@ -166,14 +178,11 @@ struct MatrixUnit<Amx, float> {
   // Operands of which values without parts are marked are inputs. Of the others, weights and dS,
   // three parts are cut off instead of rounded: cheaper, and they never overflow.
   template <int kParts, bool kLeaveOut>
-  static bool pack_left_parts(const PackSource<float>& source, const Parts& given,
-                              PendingProduct<float>* beside) {
-    const PackSource<float> src = source;  // in registers, whatever a tile register is stored to
-    const Parts dst = given;
+  static bool pack_left_parts(const PackSource<float>& src, const Parts& dst) {
     clear_marks(dst, 0);
     const int64_t padded_rows = (src.rows + kTile - 1) / kTile * kTile;
     const bool marks = dst.hard != nullptr;
-    __m512i least = _mm512_set1_epi32(-1);
+    Faintness faintness;
     for (int64_t row = 0; row < padded_rows; ++row) {
       const bool inside = row < src.rows;
       bool hard = false;
@@ -185,16 +194,15 @@ struct MatrixUnit<Amx, float> {
           if (marks) {
             hard |= drop_hard<kParts>(x[n]);
           } else if (kParts == kExactParts) {
-            x[n] = look_at<kLeaveOut>(x[n], least);
+            x[n] = look_at<kLeaveOut>(x[n], faintness);
           }
         }
         marks ? store_parts<kParts, true>(x[0], x[1], dst, row * dst.ld + c)
               : store_parts<kParts, kParts != 3>(x[0], x[1], dst, row * dst.ld + c);
       }
       if (marks && inside) mark(dst, row, hard);
-      if (beside != nullptr && row % 2 != 0) step(*beside);
     }
-    return below_faint(least) != 0;
+    return faintness.any();
   }
 
   template <int kParts>
@@ -249,23 +257,19 @@ struct MatrixUnit<Amx, float> {
     }
   }
   template <int kParts, bool kLeaveOut>
-  static bool pack_weights_parts(const PackSource<float>& source, const Parts& given,
-                                 PendingProduct<float>* beside) {
-    const PackSource<float> src = source;
-    const Parts dst = given;
-    __m512i least = _mm512_set1_epi32(-1);
+  static bool pack_weights_parts(const PackSource<float>& src, const Parts& dst) {
+    Faintness faintness;
     for (int col = 0; col < src.columns; col += kTile) {
       for (int k = 0; k < dst.ld; k += 2) {
         __m512 x[2] = {};
         for (int n = 0; n < 2 && k + n < src.rows; ++n) {
           x[n] = _mm512_loadu_ps(src.data + (k + n) * src.ld + col);
-          if (kParts == kExactParts) x[n] = look_at<kLeaveOut>(x[n], least);
+          if (kParts == kExactParts) x[n] = look_at<kLeaveOut>(x[n], faintness);
         }
         store_parts<kParts, kParts != 3>(x[0], x[1], dst, col * dst.ld + int64_t{kTile} * k);
-        if (beside != nullptr && k % 8 == 0) step(*beside);
       }
     }
-    return below_faint(least) != 0;
+    return faintness.any();
   }
 
   static void clear_marks(const Parts& dst, int64_t count) {
@@ -307,11 +311,11 @@ struct MatrixUnit<Amx, float> {
 
   // x, without what is faint or with a look at it.
   template <bool kLeaveOut>
-  static __m512 look_at(__m512 x, __m512i& least) {
+  static __m512 look_at(__m512 x, Faintness& faintness) {
     if constexpr (kLeaveOut) {
       return _mm512_maskz_mov_ps(static_cast<__mmask16>(~faint_lanes(x)), x);
     }
-    least = _mm512_min_epu32(least, faintness(x));
+    faintness.see({x});
     return x;
   }
 
