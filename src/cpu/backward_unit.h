@@ -91,7 +91,7 @@ inline void subtract_delta(const PassOperands<Real>& given, const Real* delta_ro
         const V weight = V::load(o.p + at);
         V x = weight * (V::load(o.ds + at) - delta[v]);
         if (o.dropped) {
-          kept[v] = weight * V::load(o.keep + at);
+          kept[v] = V::select_lt(zero, weight, weight * V::load(o.keep + at), weight);
           kept[v].store(o.p + at);
           seen.see(kept[v]);
         }
@@ -149,6 +149,16 @@ template <int kParts, class Isa, class Real>
   return kParts == kExactParts && faintness.any();
 }
 
+// Lanes beyond the rows are packed too: they see no key, of which one may be NaN.
+template <class Isa, class Real>
+inline void hide_padding(const Tile& t, Real* hide) {
+  for (int k = 0; k < t.keys; ++k) {
+    for (int i = t.rows; i < t.lanes; ++i) {
+      hide[k * t.lanes + i] = -std::numeric_limits<Real>::infinity();
+    }
+  }
+}
+
 template <class Isa, class Real>
 inline TileClass backward_tile_on_unit(Worker<Isa, Real>& w, const Tile& t,
                                        const ScoreScale<Real>& scale, int64_t key_row,
@@ -183,6 +193,7 @@ inline TileClass backward_tile_on_unit(Worker<Isa, Real>& w, const Tile& t,
                                        .dropped = dropped,
                                        .capped = scale.softcap > 0};
 
+  if (partial) hide_padding<Isa, Real>(t, r.hide);
   bool faint_p = false;
   pending.begin(dp);
   Unit::with_parts(dv.left, [&](auto parts) {
