@@ -102,7 +102,7 @@ enum class Isa : int32_t {
   kAvx512Bf16 = 4,
   kNeon = 5,
   kNeonBf16 = 6,
-  kAmx = 7,  // AVX-512; products on the matrix unit, float32 where it is named
+  kAmx = 7,  // AVX-512; products on the matrix unit
 };
 
 struct AttentionOptions {

@@ -223,7 +223,7 @@ void make_faint(const Case& c, int distance, Values& values) {
   }
   for (int64_t i = 0; i < values.v.count(); ++i) {
     const int64_t key = i / (c.head_dim_v * c.num_heads_kv) % c.seqlen_k;
-    values.v.set(i, key == 0 ? 0.0 : std::ldexp(values.v.get(i), 60));
+    values.v.set(i, key == 0 ? 0.0 : std::ldexp(values.v.get(i), 54));
   }
   for (int64_t i = 0; i < values.dout.count(); ++i) {
     values.dout.set(i, std::ldexp(values.dout.get(i), 40));
@@ -251,7 +251,11 @@ TEST_F(MatrixUnit, TakesFloat32WeightsOfAnySize) {
         for (int64_t i = 0; i < values.v.count(); i += 5) {
           if (kind == "tiny") values.v.set(i, 0x1p-101);
         }
-        if (kind == "hard") values.v.set(values.v.count() - 1, 0x1p70);
+        if (kind == "hard") {
+          values.v.set(values.v.count() - 1, 0x1p70);
+          values.q.set(values.q.count() - 1, 0x1p66);
+          values.dout.set(values.dout.count() - c.head_dim_v, 0x1p66);
+        }
         if (kind == "NaN") values.v.set(values.v.count() - 1, NAN);
         EXPECT_TRUE(accurate(c, values, run_call(c, values, {algorithm, Isa::kAmx})));
       }
