@@ -11,6 +11,7 @@
 // O once, K and V once per visible key tile. No task waits for another.
 #pragma once
 
+#include "cpu/block_task.h"
 #include "cpu/keep_tile.h"
 #include "cpu/online_softmax.h"
 #include "cpu/tile_gemm.h"
@@ -155,6 +156,16 @@ template <class Real>
   return product;
 }
 
+// O as the matrix unit leaves it where all weights of a tile are 0: subnormal numbers become 0.
+template <class Isa, class Real>
+[[gnu::noinline]] void add_nothing(const Panel<Real>& panel, int64_t head_dim_v) {
+  using V = Vec<Isa, Real>;
+  const SubnormalsAreZero<Isa, Real> zeros;
+  for (int64_t i = 0; i < head_dim_v * panel.lanes; i += V::kLanes) {
+    (V::load(panel.acc_o + i) + V::set1(Real{0})).store(panel.acc_o + i);
+  }
+}
+
 // Weights times keep, in place.
 template <class Isa, class Real>
 inline void apply_keep(const Problem& p, const Tile& t, Real* keep, Real* weights) {
@@ -212,8 +223,10 @@ inline void attend_tile(Worker<Isa, Real>& w, const Panel<Real>& panel, Tile t,
   const WeightTile<Real> weights = {
       scratch.s, scratch.weights, t.keys, partial ? &t : nullptr, pack_later ? Parts{} : packed,
       pending};
-  uint64_t left_out = online_softmax<Isa, Real>(panel, weights, head_dim_v, scale.exponent);
+  const LeftOut found = online_softmax<Isa, Real>(panel, weights, head_dim_v, scale.exponent);
+  uint64_t left_out = found.vectors;
   if (pending != nullptr) MatrixUnit<Isa, Real>::finish(*pending);
+  if (found.all) return add_nothing<Isa>(panel, head_dim_v);
   if constexpr (sizeof(Real) == 4) {
     // With a block pattern the rows beside decide whether a tile is full: no bit may tell.
     const bool all_wanted = p.block_mask.present || w.parts == kExactParts;
@@ -390,43 +403,6 @@ inline void store_panel(Worker<Isa, Real>& w, const Tile& t, const Panel<Real>& 
   store_queries<Isa, Real>(w, {p.out, *t.s, t.h, panel.q0, panel.rows, head_dim_v, head_dim_v},
                            panel.acc_o, panel.lanes, lane_buffer);
   store_lse<Isa, Real>(w, t, panel, rows);
-}
-
-// (batch, head, block) of a task, by the prefix sums of blocks per batch entry.
-struct BlockTask {
-  int64_t b = 0;
-  int64_t h = 0;
-  int64_t block = 0;
-  int64_t blocks = 0;  // of this batch entry
-};
-
-template <class Isa>
-inline BlockTask find_block(const int64_t* prefix, int64_t batch, int64_t heads, int64_t task) {
-  int64_t low = 0;
-  int64_t high = batch;  // prefix[low] * heads <= task < prefix[high] * heads
-  while (high - low > 1) {
-    const int64_t middle = low + (high - low) / 2;
-    (prefix[middle] * heads <= task ? low : high) = middle;
-  }
-  BlockTask found;
-  found.b = low;
-  found.blocks = prefix[low + 1] - prefix[low];
-  const int64_t within = task - prefix[low] * heads;
-  found.h = within / found.blocks;
-  found.block = within % found.blocks;
-  return found;
-}
-
-// The same with the heads innermost: block n of every head comes before block n + 1 of any, so that
-// tasks which take turns by block seldom run side by side.
-template <class Isa>
-inline BlockTask find_block_by_turn(const int64_t* prefix, int64_t batch, int64_t heads,
-                                    int64_t task) {
-  BlockTask found = find_block<Isa>(prefix, batch, heads, task);
-  const int64_t within = task - prefix[found.b] * heads;
-  found.h = within % heads;
-  found.block = within / heads;
-  return found;
 }
 
 template <class Isa, class Real>

@@ -210,6 +210,20 @@ template <class Isa>
   }
 }
 
+// Whether some key of the tile has a weight that is not 0 for some of the lanes from i on.
+template <class Isa>
+[[gnu::noinline]] bool any_weight(const Panel<float>& panel, const WeightTile<float>& tile, int i,
+                                  Exponent<float> exponent) {
+  using V = Vec<Isa, float>;
+  const V row_max = V::load(panel.row_max + i);
+  const int64_t lanes = panel.lanes;
+  V nearest = V::load(tile.s + i) - row_max;
+  for (int64_t k = 1; k < tile.keys; ++k) {
+    nearest = V::max(V::load(tile.s + k * lanes + i) - row_max, nearest);
+  }
+  return V::any_lt(V::set1(-151.0f / exponent.hi), nearest);
+}
+
 // Packs the weights of the lanes from i on. True: some are faint and left out; tile.weights holds
 // all.
 template <class Isa, class Real>
@@ -219,21 +233,27 @@ inline bool pack_lanes(const Panel<Real>& panel, const WeightTile<Real>& tile, i
       columns_from(tile.packed, i));
 }
 
+struct LeftOut {
+  uint64_t vectors = 0;  // as left_out_bit() tells them
+  bool all = false;      // packed weights are all 0
+};
+
 // Turns tile values into weights, and takes them into m and l; rescales O where m was raised. Most
 // tiles raise no m: their weights are computed without a look at the maximum, and thrown away where
-// a sum says that one was above the threshold, infinite or not a number. Returns the vectors of
-// lanes of which weights are left out, as left_out_bit() tells them: subnormal ones, which
-// add_subnormal() adds to O, or (packed) those that add_faint_right() does.
+// a sum says that one was above the threshold, infinite or not a number. Returns which vectors of
+// lanes have weights that are left out: subnormal ones, which add_subnormal() adds to O, or
+// (packed) those that add_faint_right() does.
 template <class Isa, class Real>
-inline uint64_t online_softmax(const Panel<Real>& panel, const WeightTile<Real>& tile,
-                               int head_dim_v, Exponent<Real> exponent) {
+inline LeftOut online_softmax(const Panel<Real>& panel, const WeightTile<Real>& tile,
+                              int head_dim_v, Exponent<Real> exponent) {
   constexpr int kLanes = Vec<Isa, Real>::kLanes;
   const WeightExp<Isa, Real> exp(exponent);
   // A little nearer than faint weights are.
   const Vec<Isa, Real> least =
       Vec<Isa, Real>::set1(static_cast<Real>(0.01 - kFaintExponent) / exponent.hi);
   const bool may_be_right = tile.partial == nullptr && tile.s != tile.weights;
-  uint64_t left_out = 0;
+  LeftOut left_out;
+  int weightless = 0;
   for (int i = 0; i < panel.lanes; i += kLanes) {
     bool weighed = false;
     bool faint = false;
@@ -246,13 +266,18 @@ inline uint64_t online_softmax(const Panel<Real>& panel, const WeightTile<Real>&
     if (!weighed) lacks = raise_and_weigh<Isa, Real>(panel, tile, i, head_dim_v, exponent);
     if (tile.packed.data != nullptr) {
       if constexpr (sizeof(Real) == 4) {
-        const bool again = tile.packed.parts == kExactParts && (weighed ? faint : lacks);
+        bool again = tile.packed.parts == kExactParts && (weighed ? faint : lacks);
+        if (again && weighed && !any_weight<Isa>(panel, tile, i, exponent)) {
+          again = false;  // all are packed as the 0 they are
+          ++weightless;
+        }
         if (again) restore_subnormal<Isa>(panel, tile, i, exponent);
         lacks = (!weighed || again) && pack_lanes<Isa, Real>(panel, tile, i);
       }
     }
-    if (lacks) left_out |= left_out_bit(panel, i);
+    if (lacks) left_out.vectors |= left_out_bit(panel, i);
   }
+  left_out.all = weightless * kLanes == panel.lanes;
   return left_out;
 }
 

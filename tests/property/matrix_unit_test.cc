@@ -263,5 +263,43 @@ TEST_F(MatrixUnit, TakesFloat32WeightsOfAnySize) {
   }
 }
 
+// A tile in which no row of a panel has any weight is skipped: what the unit would have flushed of
+// a sum before is flushed all the same, since another row of the panel may want the tile.
+TEST_F(MatrixUnit, SkippedTilesLeaveNoTrace) {
+  for (const Algorithm algorithm : {Algorithm::kFlash1, Algorithm::kFlash2}) {
+    SCOPED_TRACE(to_string(algorithm));
+    Case c = unit_case(DType::kFloat32);
+    c.seqlen_q = 64;
+    c.seqlen_k = 192;
+    c.softmax_scale = 1.0;
+    c.backward = false;
+    c.fast_memory_bytes = int64_t{4} * 4 * c.head_dim * 64;  // flash1: tiles of 64 keys too
+    Values values = conformance::make_values(c);
+    for (int64_t i = 0; i < values.q.count(); ++i) {
+      const int64_t d = i % c.head_dim;
+      values.q.set(i, d == 0 ? 1.0 : (d == 1 ? -1000.0 : 0.0));
+    }
+    for (int64_t i = 0; i < values.k.count(); ++i) {
+      const int64_t d = i % c.head_dim;
+      const int64_t key = i / (c.head_dim * c.num_heads_kv) % c.seqlen_k;
+      const bool faint = key > 0 && key < 128;
+      values.k.set(i, d == 0 && faint ? -76.0 : (d == 1 && key >= 128 ? 1.0 : 0.0));
+    }
+    for (int64_t i = 0; i < values.v.count(); ++i) {
+      const int64_t key = i / (c.head_dim_v * c.num_heads_kv) % c.seqlen_k;
+      values.v.set(i, key == 0 ? 0.0 : std::ldexp(values.v.get(i), -24));
+    }
+    const Target target = {algorithm, Isa::kAmx};
+    const Results alike = run_call(c, values, target);
+    for (int64_t i = 1; i < c.num_heads_q * c.head_dim; i += c.head_dim) values.q.set(i, 0.0);
+    const Results with_another = run_call(c, values, target);
+    EXPECT_FALSE(same_bits(alike, with_another));
+    const auto of_the_other = [](const std::string&, const std::vector<int64_t>& at) {
+      return at[0] == 0 && (at[1] == 0 || at[2] == 0);  // query 0: (b, i, h, d) or (b, h, i)
+    };
+    EXPECT_TRUE(same_bits(alike, with_another, of_the_other));
+  }
+}
+
 }  // namespace
 }  // namespace attentile::property
