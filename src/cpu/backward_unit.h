@@ -149,13 +149,12 @@ template <int kParts, class Isa, class Real>
   return kParts == kExactParts && faintness.any();
 }
 
-// Lanes beyond the rows are packed too: they see no key, of which one may be NaN.
+// P^T = 0 in the lanes beyond the rows, which are packed too: their logits are not numbers where a
+// key holds an infinity or NaN.
 template <class Isa, class Real>
-inline void hide_padding(const Tile& t, Real* hide) {
+[[gnu::noinline]] void clear_padding(const Tile& t, Real* p) {
   for (int k = 0; k < t.keys; ++k) {
-    for (int i = t.rows; i < t.lanes; ++i) {
-      hide[k * t.lanes + i] = -std::numeric_limits<Real>::infinity();
-    }
+    for (int i = t.rows; i < t.lanes; ++i) p[k * t.lanes + i] = 0;
   }
 }
 
@@ -193,13 +192,14 @@ inline TileClass backward_tile_on_unit(Worker<Isa, Real>& w, const Tile& t,
                                        .dropped = dropped,
                                        .capped = scale.softcap > 0};
 
-  if (partial) hide_padding<Isa, Real>(t, r.hide);
   bool faint_p = false;
   pending.begin(dp);
   Unit::with_parts(dv.left, [&](auto parts) {
     faint_p = weigh_and_pack<decltype(parts)::value, Isa, Real>(operands, scale.exponent, r);
   });
-  if (faint_p) Unit::pack_left(weights, dv.left);
+  const bool stray = t.rows < t.lanes && r.k_rows.has_hard();
+  if (stray) clear_padding<Isa, Real>(t, r.p);
+  if (faint_p || stray) faint_p = Unit::pack_left(weights, dv.left);
   if (t.dead) hide_weightless<Isa, Real>(p, t, r.p, r.hide);
   Unit::finish(pending);
   replace_hard_scores<Isa, Real>(dp, r.extra);

@@ -263,6 +263,28 @@ TEST_F(MatrixUnit, TakesFloat32WeightsOfAnySize) {
   }
 }
 
+// An infinite key whose logits are all -inf weighs nothing, also for the lanes beyond the rows,
+// whose products with it are not numbers.
+TEST_F(MatrixUnit, LanesBeyondTheRowsMeetNoKey) {
+  for (const DType dtype : {DType::kBFloat16, DType::kFloat16, DType::kFloat32}) {
+    for (const double dropout : {0.0, 0.5}) {
+      for (const Algorithm algorithm : kAlgorithms) {
+        SCOPED_TRACE(std::string(to_string(dtype)) + " " + to_string(algorithm) +
+                     (dropout > 0 ? " dropout" : ""));
+        Case c = unit_case(dtype);
+        c.dropout_p = dropout;
+        Values values = conformance::make_values(c);
+        for (int64_t i = 0; i < values.q.count(); i += c.head_dim) values.q.set(i, 1.0);
+        values.k.set(5 * c.num_heads_kv * c.head_dim, -INFINITY);
+        const Results results = run_call(c, values, {algorithm, Isa::kAmx});
+        EXPECT_TRUE(all_finite(results.out));
+        EXPECT_TRUE(all_finite(results.dk));
+        EXPECT_TRUE(all_finite(results.dv));
+      }
+    }
+  }
+}
+
 // A tile in which no row of a panel has any weight is skipped: what the unit would have flushed of
 // a sum before is flushed all the same, since another row of the panel may want the tile.
 TEST_F(MatrixUnit, SkippedTilesLeaveNoTrace) {
