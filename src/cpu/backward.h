@@ -15,6 +15,7 @@
 #pragma once
 
 #include "cpu/backward_rows.h"
+#include "cpu/backward_unit.h"
 
 namespace attentile::cpu {
 

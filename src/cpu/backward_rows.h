@@ -3,7 +3,7 @@
 // from lse.
 #pragma once
 
-#include "cpu/backward_unit.h"
+#include "cpu/backward_tile.h"
 
 namespace attentile::cpu {
 

@@ -33,11 +33,11 @@ struct BackwardScratch : BackwardParts {
   Real* snap = nullptr;   // [lanes], rounding error of the exponent
   // [2][lanes], sum of P dP and of P over this task's keys, or null: see summed_delta.
   Real* sums = nullptr;
-  Real* p = nullptr;      // [step_n][lanes]
-  Real* ds = nullptr;     // [step_n][lanes]
-  Real* hide = nullptr;   // [step_n][lanes]
-  Real* extra = nullptr;  // [step_n][lanes], of products, then keep
-  Real* cap = nullptr;    // [step_n][lanes], tanh(S / softcap)
+  Real* p = nullptr;  // [step_rows()][lanes] and likewise
+  Real* ds = nullptr;
+  Real* hide = nullptr;
+  Real* extra = nullptr;  // of products, then keep
+  Real* cap = nullptr;    // tanh(S / softcap)
   Real* lane = nullptr;   // [2][lanes]
   // Where products may go on beside other work.
   PendingProduct<Real>* pending = nullptr;

@@ -121,8 +121,8 @@ inline void subtract_delta(const PassOperands<Real>& given, const Real* delta_ro
 
 // Both for all lanes. True: something packed is faint.
 template <int kParts, class Isa, class Real>
-[[gnu::noinline]] bool weigh_and_pack(const PassOperands<Real>& o, Exponent<Real> exponent,
-                                      const BackwardScratch<Real>& r) {
+[[gnu::noinline]] bool weigh_tile(const PassOperands<Real>& o, Exponent<Real> exponent,
+                                  const BackwardScratch<Real>& r) {
   constexpr int kLanes = Vec<Isa, Real>::kLanes;
   const ShiftedExp<Isa, Real> exp(exponent);
   typename MatrixUnit<Isa, Real>::Faintness faintness;
@@ -195,7 +195,7 @@ inline TileClass backward_tile_on_unit(Worker<Isa, Real>& w, const Tile& t,
   bool faint_p = false;
   pending.begin(dp);
   Unit::with_parts(dv.left, [&](auto parts) {
-    faint_p = weigh_and_pack<decltype(parts)::value, Isa, Real>(operands, scale.exponent, r);
+    faint_p = weigh_tile<decltype(parts)::value, Isa, Real>(operands, scale.exponent, r);
   });
   const bool stray = t.rows < t.lanes && r.k_rows.has_hard();
   if (stray) clear_padding<Isa, Real>(t, r.p);

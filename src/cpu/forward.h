@@ -156,16 +156,6 @@ template <class Real>
   return product;
 }
 
-// O as the matrix unit leaves it where all weights of a tile are 0: subnormal numbers become 0.
-template <class Isa, class Real>
-[[gnu::noinline]] void add_nothing(const Panel<Real>& panel, int64_t head_dim_v) {
-  using V = Vec<Isa, Real>;
-  const SubnormalsAreZero<Isa, Real> zeros;
-  for (int64_t i = 0; i < head_dim_v * panel.lanes; i += V::kLanes) {
-    (V::load(panel.acc_o + i) + V::set1(Real{0})).store(panel.acc_o + i);
-  }
-}
-
 // Weights times keep, in place.
 template <class Isa, class Real>
 inline void apply_keep(const Problem& p, const Tile& t, Real* keep, Real* weights) {
@@ -226,9 +216,10 @@ inline void attend_tile(Worker<Isa, Real>& w, const Panel<Real>& panel, Tile t,
   const LeftOut found = online_softmax<Isa, Real>(panel, weights, head_dim_v, scale.exponent);
   uint64_t left_out = found.vectors;
   if (pending != nullptr) MatrixUnit<Isa, Real>::finish(*pending);
-  if (found.all) return add_nothing<Isa>(panel, head_dim_v);
+  if (found.all) return;
   if constexpr (sizeof(Real) == 4) {
-    // With a block pattern the rows beside decide whether a tile is full: no bit may tell.
+    // With a block pattern the rows beside decide whether a tile is full: no bit may tell. And on
+    // the unit faint weights are found in memory.
     const bool all_wanted = p.block_mask.present || w.parts == kExactParts;
     if (left_out != 0 && all_wanted && weights.packed.data == nullptr) {
       for (int i = 0; i < t.lanes; i += Vec<Isa, Real>::kLanes) {

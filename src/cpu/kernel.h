@@ -92,6 +92,7 @@ struct CpuPlan {
   int64_t tile_m = 64;           // queries of a forward task, a multiple of the panel
   int64_t tile_keys = 64;        // keys of a backward task, a multiple of tile_n
   int64_t tile_keys_short = 64;  // the same, for sequences of fewer keys than
+  int unit_keys = 1;             // so many times more of either for sequences on the unit
   int64_t long_keys = 0;
   int panel_rows_max = 0;  // queries of a panel (the SIMD lanes run along them) at most
   int panel_lanes_max = 0;
@@ -132,7 +133,8 @@ struct CpuPlan {
   }
   // Keys of a backward task.
   [[gnu::always_inline]] int64_t block_keys(const Sequence& s) const {
-    return s.seqlen_k_given < long_keys ? tile_keys_short : tile_keys;
+    const int64_t keys = s.seqlen_k_given < long_keys ? tile_keys_short : tile_keys;
+    return parts_for(s.seqlen_q) > 0 ? keys : keys / unit_keys;
   }
   // Pieces of the keys for a sequence of few queries, counted from the first that it sees. One at
   // least, so that rows that see nothing are written too.

@@ -2,7 +2,8 @@
 // The tile product where its operands may be packed for a matrix unit. Values that have no parts
 // (Parts::hard), and faint weights, are packed as 0; what they contribute is computed here by
 // multiply-adds, for the rows, lanes or pairs concerned alone, so that no other result changes by a
-// bit.
+// bit. Sums that would be subnormal become 0, as they do on the unit: so it does not matter whether
+// another tile follows.
 #pragma once
 
 #include "cpu/tile_gemm.h"
@@ -51,6 +52,7 @@ inline void multiply_scores(const GemmTile<Real>& t, Real* spare) {
 // What the hard values of A add to C: A = V^T or K^T, hide [depth][cols] or null.
 template <class Isa, class Real>
 [[gnu::noinline]] void add_hard_left(const GemmTile<Real>& t, const Real* hide) {
+  const SubnormalsAreZero<Isa, Real> zeros;
   using V = Vec<Isa, Real>;
   const V zero = V::set1(Real{0});
   for (int k = 0; k < t.depth; ++k) {
@@ -74,6 +76,7 @@ template <class Isa, class Real>
 template <class Isa, class Real>
   requires(MatrixUnit<Isa, Real>::kPresent)
 [[gnu::noinline]] void add_faint_right(const GemmTile<Real>& t) {
+  const SubnormalsAreZero<Isa, Real> zeros;
   using V = Vec<Isa, Real>;
   using Unit = MatrixUnit<Isa, Real>;
   for (int k = 0; k < t.depth; ++k) {
@@ -114,11 +117,17 @@ inline bool multiply_weights(GemmTile<Real> t, bool pack, const Real* hide) {
 template <class Isa, class Real>
   requires(MatrixUnit<Isa, Real>::kPresent)
 [[gnu::noinline]] void add_faint_left(const GemmTile<Real>& t) {
+  const SubnormalsAreZero<Isa, Real> zeros;
   using V = Vec<Isa, Real>;
   using Unit = MatrixUnit<Isa, Real>;
   for (int m = 0; m < t.rows; ++m) {
     for (int k = 0; k < t.depth; ++k) {
-      const Real given = t.a[m * t.a_row + k * t.a_step];
+      // a_step is 1, and rows are whole vectors.
+      if (k % V::kLanes == 0 && !Unit::any_faint(V::load(t.a + m * t.a_row + k))) {
+        k += V::kLanes - 1;
+        continue;
+      }
+      const Real given = t.a[m * t.a_row + k];
       if (!Unit::any_faint(V::set1(given))) continue;
       const V weight = V::set1(given * Real{0x1p64});
       for (int n = 0; n < t.cols; n += V::kLanes) {
@@ -140,6 +149,7 @@ template <class Isa, class Real>
 // What the hard values of B add to C: B = dO or Q, hide [rows][hide_ld] or null.
 template <class Isa, class Real>
 [[gnu::noinline]] void add_hard_right(const GemmTile<Real>& t, const Real* hide, int hide_ld) {
+  const SubnormalsAreZero<Isa, Real> zeros;
   using V = Vec<Isa, Real>;
   for (int k = 0; k < t.depth; ++k) {
     if (t.right.hard[k] == 0) continue;

@@ -120,7 +120,8 @@ void choose_tiles(const Problem& p, const Machine& machine, CpuPlan& plan) {
     // packed, for a matrix unit) anew for every task, which more keys make up for; short sequences
     // are rather cut into more tasks.
     const int64_t steps = width <= 160 ? 4 : (width <= 320 ? 2 : 1);
-    plan.tile_keys_short = steps * kStepKeys * (plan.parts > 0 ? 2 : 1);
+    plan.unit_keys = plan.parts > 0 ? 2 : 1;
+    plan.tile_keys_short = steps * kStepKeys * plan.unit_keys;
     plan.long_keys = 16 * plan.tile_keys_short;
     const bool fits = plan.tile_keys_short * 4 * width * value_bytes <= machine.l2_bytes / 2;
     const bool any_long = p.max_seqlen_k >= plan.long_keys && fits;

@@ -111,7 +111,7 @@ struct MatrixUnit<Amx, float> {
     store_parts<kParts, kParts != 3>(first.v, second.v, dst, column * dst.ld + kTile * k);
   }
 
-  // Rows of weights, 32 in depth from `depth` on: those, and those sixteen from them.
+  // 32 in depth of a row of weights, from `depth` on: the first sixteen, and the second.
   template <int kParts>
   [[gnu::always_inline]] static void store_left(V first, V second, const Parts& dst, int64_t row,
                                                 int64_t depth) {
