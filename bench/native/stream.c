@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
    A streaming read: how fast this machine brings given bytes to its registers, from whatever level
-   of the memory holds them. Decoding is held against it. */
+   of the memory holds all of them. Decoding is held against it. */
 #include <pthread.h>
 #include <stdint.h>
 #include <time.h>
@@ -8,8 +8,10 @@
 typedef uint64_t Vector __attribute__((vector_size(64), aligned(64)));
 
 struct Part {
-  const char* begin;
-  int64_t bytes;
+  const void* const* arrays;
+  int32_t num_arrays;
+  int64_t first; /* byte of each array */
+  int64_t bytes; /* of each */
   int64_t passes;
   pthread_barrier_t* barrier;
   double start_s;
@@ -37,14 +39,21 @@ static Vector read_once(const Vector* data, int64_t vectors) {
   return sums[0];
 }
 
+static Vector read_arrays(const struct Part* part) {
+  Vector sum = {0};
+  for (int32_t i = 0; i < part->num_arrays; ++i) {
+    sum += read_once((const Vector*)((const char*)part->arrays[i] + part->first), part->bytes / 64);
+  }
+  return sum;
+}
+
 static void* read_part(void* argument) {
   struct Part* part = argument;
-  const Vector* data = (const Vector*)part->begin;
-  Vector sum = read_once(data, part->bytes / 64); /* warm */
+  Vector sum = read_arrays(part); /* warm */
   pthread_barrier_wait(part->barrier);
   part->start_s = now();
   for (int64_t pass = 0; pass < part->passes; ++pass) {
-    sum += read_once(data, part->bytes / 64);
+    sum += read_arrays(part);
     __asm__ volatile("" ::: "memory"); /* each pass reads again */
   }
   part->stop_s = now();
@@ -54,9 +63,10 @@ static void* read_part(void* argument) {
 
 enum { kMaxThreads = 256 };
 
-/* Seconds that `threads` threads need to read `bytes` from `data` (64-byte aligned) once, the mean
-   of `passes`; below 0 if threads cannot be had. */
-double bench_stream(const void* data, int64_t bytes, int32_t threads, int64_t passes) {
+/* Seconds that `threads` threads need to read `bytes` from each of the arrays (64-byte aligned),
+   one array after the other, the mean of `passes`; below 0 if threads cannot be had. */
+double bench_stream(const void* const* arrays, int32_t num_arrays, int64_t bytes, int32_t threads,
+                    int64_t passes) {
   static volatile uint64_t sink;
   if (threads < 1 || threads > kMaxThreads) return -1;
   pthread_t ids[kMaxThreads];
@@ -65,7 +75,12 @@ double bench_stream(const void* data, int64_t bytes, int32_t threads, int64_t pa
   pthread_barrier_init(&barrier, 0, (unsigned)threads);
   const int64_t share = bytes / threads / 64 * 64;
   for (int32_t t = 0; t < threads; ++t) {
-    parts[t] = (struct Part){(const char*)data + t * share, share, passes, &barrier, 0, 0, 0};
+    parts[t] = (struct Part){.arrays = arrays,
+                             .num_arrays = num_arrays,
+                             .first = t * share,
+                             .bytes = share,
+                             .passes = passes,
+                             .barrier = &barrier};
   }
   for (int32_t t = 1; t < threads; ++t) {
     if (pthread_create(&ids[t], 0, read_part, &parts[t]) != 0) return -1;

@@ -115,7 +115,8 @@ class Library:
                                     ctypes.c_void_p]
         self.stream = ctypes.CDLL(str(folder / "libstream.so")).bench_stream
         self.stream.restype = ctypes.c_double
-        self.stream.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_int64]
+        self.stream.argtypes = [ctypes.POINTER(ctypes.c_void_p), ctypes.c_int32, ctypes.c_int64,
+                                ctypes.c_int32, ctypes.c_int64]
 
     def check(self, status: int) -> None:
         if status != 0:

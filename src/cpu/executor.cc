@@ -23,7 +23,6 @@ namespace attentile::cpu {
 namespace {
 
 constexpr std::chrono::milliseconds kPollInterval{10};
-constexpr int kJoinSpins = 4096;  // some 100 us
 
 int clamp_workers(int64_t workers) {
   if (workers < 1) return 1;
@@ -156,7 +155,6 @@ class TicketJob {
     TicketJob& job = *static_cast<TicketJob*>(self);
     if (pthread_equal(pthread_self(), job.caller_) == 0) return job.help();
     job.take_tickets(0);
-    for (int spins = 0; spins < kJoinSpins && job.running_.load() > 0; ++spins) spin_pause();
     job.wait_for_helpers(job.generation_);
   }
 
@@ -188,6 +186,7 @@ class TicketJob {
   }
 
   void wait_for_helpers(uint32_t generation) {
+    look_out_for([this] { return running_.load(std::memory_order_relaxed) == 0; });
     std::unique_lock lock(mutex_);
     closed_ = true;
     while (running_ > 0) {

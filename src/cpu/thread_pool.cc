@@ -12,6 +12,7 @@
 #include <new>
 
 #include "cpu/executor.h"
+#include "cpu/turnstile.h"
 #include "memory.h"
 
 namespace attentile::cpu {
@@ -137,6 +138,7 @@ int ThreadPool::submit(PoolRequest& request, int count) {
   request.queued = true;
   (last_ != nullptr ? last_->next : first_) = &request;
   last_ = &request;
+  wanted_.store(true, std::memory_order_release);
   const bool all = count >= num_threads_ - num_busy_;
   lock.unlock();
   if (all) {
@@ -163,6 +165,7 @@ void ThreadPool::unlink(PoolRequest& request) {
   (request.previous != nullptr ? request.previous->next : first_) = request.next;
   (request.next != nullptr ? request.next->previous : last_) = request.previous;
   request.queued = false;
+  wanted_.store(first_ != nullptr || ending_, std::memory_order_release);
 }
 
 bool ThreadPool::start_thread() {
@@ -178,6 +181,7 @@ bool ThreadPool::start_thread() {
   thread->next = threads_;
   threads_ = thread;
   ++num_threads_;
+  num_cores_ = usable_cores();
   return true;
 }
 
@@ -193,7 +197,13 @@ void* ThreadPool::thread_main(void* thread_data) {
 
 void ThreadPool::work(Thread& thread) {
   std::unique_lock lock(mutex_);
+  bool fresh = false;
   while (true) {
+    if (fresh && !ending_ && first_ == nullptr && num_threads_ < num_cores_) {
+      lock.unlock();
+      look_out_for([this] { return wanted_.load(std::memory_order_acquire); });
+      lock.lock();
+    }
     while (!ending_ && first_ == nullptr) work_there_.wait(lock);
     if (ending_) break;
     PoolRequest& request = *first_;
@@ -205,6 +215,7 @@ void ThreadPool::work(Thread& thread) {
     task(argument);  // the request may be gone now
     lock.lock();
     --num_busy_;
+    fresh = true;
   }
   --num_threads_;
   thread.finished = true;
@@ -217,6 +228,7 @@ void ThreadPool::shut_down() {
   {
     std::unique_lock lock(mutex_);
     ending_ = true;
+    wanted_.store(true, std::memory_order_release);
     work_there_.notify_all();
     thread_left_.wait_until(lock, limit, [this] { return num_threads_ <= num_busy_; });
     Thread* thread = threads_;

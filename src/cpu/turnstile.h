@@ -27,6 +27,23 @@ inline void spin_pause() {
 #endif
 }
 
+// Waits a moment for something that is likely to be true soon, a few times as long as it takes to
+// put a thread to sleep and wake it; spins, then yields (whoever it waits for may need this core).
+template <class Condition>
+inline void look_out_for(Condition is_true) {
+  constexpr std::chrono::microseconds kMoment{100};
+  constexpr int kSpins = 64;
+  const auto limit = std::chrono::steady_clock::now() + kMoment;
+  for (int round = 0; !is_true(); ++round) {
+    if (round < kSpins) {
+      spin_pause();
+    } else {
+      if (std::chrono::steady_clock::now() > limit) return;
+      std::this_thread::yield();
+    }
+  }
+}
+
 // Waits until the counter reaches turn: spins, then yields, then sleeps in short naps (the one it
 // waits for may need this core). What earlier turns wrote is visible after true. False: the call
 // was stopped, write nothing.
