@@ -62,7 +62,10 @@ inline constexpr int kDecodeAheadV = 32;
 inline constexpr int64_t kShortCache = 16384;
 inline constexpr int64_t kShortPiece = 512;
 inline constexpr int64_t kLongPiece = 2048;
-inline constexpr int kMaxPanels = 16;       // of a forward task
+// Panels of a forward task, and what share of them more it takes rather than leave a short rest.
+inline constexpr int kPanels = 16;
+inline constexpr int kRestOfPanels = 8;
+inline constexpr int kMaxPanels = kPanels + kPanels / kRestOfPanels;
 inline constexpr int kMaxPanelLanes = 512;  // flash1: B_r <= head_dim, rounded up to the lanes
 
 // One array of the workspace: bytes from its base.

@@ -92,6 +92,24 @@ int choose_few_queries(const Problem& p) {
   return whole_panels || p.group_size > kDecodeGroup ? 0 : kDecodeQueries;
 }
 
+// Panels of a forward task: their Q and O share half of L2, and every worker should find four
+// tasks. Each task loads (and packs, for a matrix unit) all keys anew: a short rest of the longest
+// sequence is not worth one, and its tasks are equally long.
+int64_t choose_panels(const Problem& p, const Machine& machine, const CpuPlan& plan) {
+  const bool by_pattern = p.block_mask.present && plan.algorithm != Algorithm::kStandard;
+  const int64_t width = plan.padded_dim + plan.padded_dim_v;
+  const int64_t panel_bytes = plan.panel_rows_max * width * (plan.wide ? 8 : 4);
+  const int64_t heads = max64(1, product(p.batch, p.num_heads_q));
+  const int64_t all = ceil_div(p.max_seqlen_q, plan.panel_rows_max);
+  const auto count_tasks = [&](int64_t panels) {
+    return max64(1, ceil_div(all - panels / kRestOfPanels, panels));
+  };
+  int64_t panels = by_pattern ? kPatternPanels : kPanels;
+  while (panels > 1 && panels * panel_bytes > machine.l2_bytes / 2) panels /= 2;
+  while (panels > 1 && product(heads, count_tasks(panels)) < int64_t{4} * plan.workers) panels /= 2;
+  return by_pattern || all < panels ? panels : ceil_div(all, count_tasks(panels));
+}
+
 void choose_tiles(const Problem& p, const Machine& machine, CpuPlan& plan) {
   const int64_t value_bytes = plan.wide ? 8 : 4;
   plan.lanes = machine.lanes;
@@ -126,19 +144,7 @@ void choose_tiles(const Problem& p, const Machine& machine, CpuPlan& plan) {
     const bool fits = plan.tile_keys_short * 4 * width * value_bytes <= machine.l2_bytes / 2;
     const bool any_long = p.max_seqlen_k >= plan.long_keys && fits;
     plan.tile_keys = plan.tile_keys_short * (any_long ? 2 : 1);
-    // Panels of a task: their Q and O share half of L2, and every worker should find four tasks.
-    int64_t panels = p.block_mask.present && plan.algorithm != Algorithm::kStandard ? kPatternPanels
-                                                                                    : kMaxPanels;
-    while (panels > 1 &&
-           panels * plan.panel_rows_max * width * value_bytes > machine.l2_bytes / 2) {
-      panels /= 2;
-    }
-    const int64_t heads = max64(1, product(p.batch, p.num_heads_q));
-    while (panels > 1 && product(heads, ceil_div(p.max_seqlen_q, panels * plan.panel_rows_max)) <
-                             int64_t{4} * plan.workers) {
-      panels /= 2;
-    }
-    plan.tile_m = panels * plan.panel_rows_max;
+    plan.tile_m = choose_panels(p, machine, plan) * plan.panel_rows_max;
   }
   plan.step_n = min64(plan.tile_n, kStepKeys);
   plan.panel_lanes_max = plan.panel_lanes(plan.panel_rows_max);
