@@ -54,41 +54,62 @@ inline KeyRange keys_seen(const Tile& t, int i) {
   return {begin / kKeyGroup * kKeyGroup, min64(round_up(end, kKeyGroup), t.keys)};
 }
 
-// One vector of lanes, from lane i on, where m may have to be raised. True: subnormal weights are
-// left out, which add_subnormal() finds again where all tile values are still there.
 template <class Isa, class Real>
-[[gnu::noinline]] bool raise_and_weigh(const Panel<Real>& panel, const WeightTile<Real>& tile,
-                                       int i, int head_dim_v, Exponent<Real> exponent) {
+inline KeyRange keys_seen(const WeightTile<Real>& tile, int i) {
+  return tile.partial != nullptr ? keys_seen<Isa, Real>(*tile.partial, i) : KeyRange{0, tile.keys};
+}
+
+// Raises m of the lanes from i on that the tile exceeds, and rescales their l and O.
+template <class Isa, class Real>
+[[gnu::noinline]] void raise_maximum(const Panel<Real>& panel, const WeightTile<Real>& tile, int i,
+                                     int head_dim_v, Exponent<Real> exponent) {
   using V = Vec<Isa, Real>;
   const WeightExp<Isa, Real> exp(exponent);
   const V nothing = V::set1(-std::numeric_limits<Real>::infinity());
-  const V zero = V::set1(Real{0});
   // A little more than weigh_at_once() accepts, so that what one lane does depends on no other.
   constexpr Real kSlack = sizeof(Real) == 4 ? Real{0.01} : Real{0};
   const V margin = V::set1((kRaiseThreshold<Real> + kSlack) / exponent.hi);
   const int lanes = panel.lanes;
-  const KeyRange seen =
-      tile.partial != nullptr ? keys_seen<Isa, Real>(*tile.partial, i) : KeyRange{0, tile.keys};
+  const KeyRange seen = keys_seen<Isa, Real>(tile, i);
   V tile_max = nothing;
   for (int64_t k = seen.begin; k < seen.end; ++k) {
     tile_max = V::max(V::load(tile.s + k * lanes + i), tile_max);
   }
-  V row_max = V::load(panel.row_max + i);
-  V row_sum = V::load(panel.row_sum + i);
-  if (V::any_lt(row_max + margin, tile_max)) {
-    const V raised = V::select_lt(row_max + margin, tile_max, tile_max, row_max);
-    if (V::any_lt(nothing, row_max)) {
-      const V alpha = V::select_lt(row_max, raised, exp(row_max - raised), V::set1(Real{1}));
-      row_sum = row_sum * alpha;
-      for (int c = 0; c < head_dim_v; ++c) {
-        Real* o = panel.acc_o + static_cast<int64_t>(c) * lanes + i;
-        (V::load(o) * alpha).store(o);
-      }
+  const V row_max = V::load(panel.row_max + i);
+  if (!V::any_lt(row_max + margin, tile_max)) return;
+  const V raised = V::select_lt(row_max + margin, tile_max, tile_max, row_max);
+  if (V::any_lt(nothing, row_max)) {
+    const V alpha = V::select_lt(row_max, raised, exp(row_max - raised), V::set1(Real{1}));
+    (V::load(panel.row_sum + i) * alpha).store(panel.row_sum + i);
+    for (int c = 0; c < head_dim_v; ++c) {
+      Real* o = panel.acc_o + static_cast<int64_t>(c) * lanes + i;
+      (V::load(o) * alpha).store(o);
     }
-    raised.store(panel.row_max + i);
-    row_max = raised;
   }
-  const V base = V::select_lt(nothing, row_max, row_max, zero);  // -inf - -inf would be NaN
+  raised.store(panel.row_max + i);
+}
+
+// m of the lanes from i on as it is subtracted: 0 where nothing was seen, for -inf - -inf would be
+// NaN.
+template <class Isa, class Real>
+inline Vec<Isa, Real> base_of(const Panel<Real>& panel, int i) {
+  using V = Vec<Isa, Real>;
+  const V row_max = V::load(panel.row_max + i);
+  return V::select_lt(V::set1(-std::numeric_limits<Real>::infinity()), row_max, row_max,
+                      V::set1(Real{0}));
+}
+
+// One vector of lanes, from lane i on, whatever its tile values; m is raised. True: subnormal
+// weights are left out, which add_subnormal() finds again where all tile values are still there.
+template <class Isa, class Real>
+[[gnu::noinline]] bool weigh_any(const Panel<Real>& panel, const WeightTile<Real>& tile, int i,
+                                 Exponent<Real> exponent) {
+  using V = Vec<Isa, Real>;
+  const WeightExp<Isa, Real> exp(exponent);
+  const V zero = V::set1(Real{0});
+  const int lanes = panel.lanes;
+  const KeyRange seen = keys_seen<Isa, Real>(tile, i);
+  const V base = base_of<Isa, Real>(panel, i);
   V sum = zero;
   for (int64_t k = 0; k < seen.begin; ++k) zero.store(tile.weights + k * lanes + i);
   const auto weigh = [&] {
@@ -107,9 +128,16 @@ template <class Isa, class Real>
     weigh();
   }
   for (int64_t k = seen.end; k < tile.keys; ++k) zero.store(tile.weights + k * lanes + i);
-  (row_sum + sum).store(panel.row_sum + i);
+  (V::load(panel.row_sum + i) + sum).store(panel.row_sum + i);
   return left_out;
 }
+
+// What the weights of a tile are computed with.
+template <class Isa, class Real>
+struct Weigher {
+  WeightExp<Isa, Real> exp;
+  Vec<Isa, Real> least;  // tile values less m, a little nearer than those of faint weights
+};
 
 // The weights of one vector of lanes, from lane i on, straight into tile.packed, and their sum.
 // Beside it the matrix unit goes on with its product. What the loop needs is copied: for all that
@@ -117,30 +145,40 @@ template <class Isa, class Real>
 template <class V>
 struct Weighed {
   V sum;
-  V farthest;  // of three parts: the least tile value, less m
+  bool faint;  // of three parts: some weights may be
 };
-template <int kParts, class Isa, class Real>
+template <int kParts, bool kPartial, class Isa, class Real>
 inline Weighed<Vec<Isa, Real>> weigh_and_pack(const WeightTile<Real>& tile, int i, int lanes,
-                                              Vec<Isa, Real> row_max,
-                                              const WeightExp<Isa, Real>& given) {
+                                              Vec<Isa, Real> base,
+                                              const Weigher<Isa, Real>& weigher) {
   using V = Vec<Isa, Real>;
   using Unit = MatrixUnit<Isa, Real>;
-  const WeightExp<Isa, Real> exp = given;
+  const WeightExp<Isa, Real> exp = weigher.exp;
   const Parts packed = tile.packed;
   const V zero = V::set1(Real{0});
-  const Real* s = tile.s + i;
-  const int keys = tile.keys;
+  const KeyRange seen = kPartial ? keys_seen<Isa, Real>(tile, i) : KeyRange{0, tile.keys};
+  const Real* s = tile.s + seen.begin * lanes + i;
+  const int keys = static_cast<int>(seen.end);
   PendingProduct<Real>* beside = tile.beside;
   V sum = zero;
   V farthest = zero;
-  const auto weigh = [&farthest, &exp](V t) {
+  typename Unit::Faintness faintness;
+  const auto weigh = [&](V t) {
+    if (kPartial) {  // -inf is no faint weight
+      const V weight = exp.bounded(t);
+      if (kParts == kExactParts) faintness.see(weight);
+      return weight;
+    }
     if (kParts == kExactParts) farthest = V::min(t, farthest);
     return exp.unchecked(t);
   };
   int k = 0;
+  for (; kPartial && k < seen.begin; k += 2) {
+    Unit::template store_weights<kParts>(zero, zero, packed, i, k);
+  }
   for (; k + 1 < keys; k += 2, s += 2 * lanes) {
-    const V first = weigh(V::load(s) - row_max);
-    const V second = weigh(V::load(s + lanes) - row_max);
+    const V first = weigh(V::load(s) - base);
+    const V second = weigh(V::load(s + lanes) - base);
     sum = sum + first;
     sum = sum + second;
     Unit::template store_weights<kParts>(first, second, packed, i, k);
@@ -148,41 +186,45 @@ inline Weighed<Vec<Isa, Real>> weigh_and_pack(const WeightTile<Real>& tile, int 
   }
   for (; k < packed.ld; k += 2) {
     V first = zero;
-    if (k < keys) first = weigh(V::load(s) - row_max);
+    if (k < keys) first = weigh(V::load(s) - base);
     sum = sum + first;
     Unit::template store_weights<kParts>(first, zero, packed, i, k);
   }
-  return {sum, farthest};
+  return {sum, kPartial ? faintness.any() : V::any_lt(farthest, weigher.least)};
 }
 
-// One vector of lanes, from lane i on, without a look at the maximum. False: the weights are not
-// right, for nothing was seen before, or one is above the threshold or was not a number. faint: set
-// where packed ones may be, below least in terms of a tile value less m.
+// One vector of lanes, from lane i on, by the fast way. m is raised, or was not looked at. False:
+// the weights are not right, for nothing was seen before, or one is above the threshold or was not
+// a number. faint: set where packed ones may be.
 template <class Isa, class Real>
 inline bool weigh_at_once(const Panel<Real>& panel, const WeightTile<Real>& tile, int i,
-                          const WeightExp<Isa, Real>& exp, Vec<Isa, Real> least, bool& faint) {
+                          const Weigher<Isa, Real>& weigher, bool raised, bool& faint) {
   using V = Vec<Isa, Real>;
+  constexpr Real kInfinity = std::numeric_limits<Real>::infinity();
   const int lanes = panel.lanes;
-  const V row_max = V::load(panel.row_max + i);
-  if (!V::any_lt(V::set1(-std::numeric_limits<Real>::infinity()), row_max)) return false;
-  const V most = V::set1(static_cast<Real>(1 << static_cast<int>(kRaiseThreshold<Real>)));
+  if (!raised && !V::any_lt(V::set1(-kInfinity), V::load(panel.row_max + i))) return false;
+  const V base = raised ? base_of<Isa, Real>(panel, i) : V::load(panel.row_max + i);
+  const V most =
+      V::set1(raised ? kInfinity : static_cast<Real>(1 << static_cast<int>(kRaiseThreshold<Real>)));
   const V zero = V::set1(Real{0});
   V sum = zero;
-  const auto weigh = [&](int k) {
-    const V weight = exp.unchecked(V::load(tile.s + k * lanes + i) - row_max);
-    sum = sum + weight;
-    return weight;
-  };
   using Unit = MatrixUnit<Isa, Real>;
   if (Unit::kPresent && tile.packed.data != nullptr) {
     Unit::with_parts(tile.packed, [&](auto parts) {
+      constexpr int kParts = decltype(parts)::value;
       const auto weighed =
-          weigh_and_pack<decltype(parts)::value, Isa, Real>(tile, i, lanes, row_max, exp);
+          tile.partial != nullptr
+              ? weigh_and_pack<kParts, true, Isa, Real>(tile, i, lanes, base, weigher)
+              : weigh_and_pack<kParts, false, Isa, Real>(tile, i, lanes, base, weigher);
       sum = weighed.sum;
-      faint = V::any_lt(weighed.farthest, least);
+      faint = weighed.faint;
     });
   } else {
-    for (int k = 0; k < tile.keys; ++k) weigh(k).store(tile.weights + k * lanes + i);
+    for (int k = 0; k < tile.keys; ++k) {
+      const V weight = weigher.exp.unchecked(V::load(tile.s + k * lanes + i) - base);
+      sum = sum + weight;
+      weight.store(tile.weights + k * lanes + i);
+    }
   }
   if (V::any_lt(V::select_lt(sum, most, sum, V::set1(Real{-1})), zero)) return false;
   (V::load(panel.row_sum + i) + sum).store(panel.row_sum + i);
@@ -201,9 +243,7 @@ template <class Isa>
                                          int i, Exponent<float> exponent) {
   using V = Vec<Isa, float>;
   const WeightExp<Isa, float> exp(exponent);
-  const V nothing = V::set1(-std::numeric_limits<float>::infinity());
-  const V row_max = V::load(panel.row_max + i);
-  const V base = V::select_lt(nothing, row_max, row_max, V::set1(0.0f));
+  const V base = base_of<Isa, float>(panel, i);
   const int64_t lanes = panel.lanes;
   for (int64_t k = 0; k < tile.keys; ++k) {
     exp(V::load(tile.s + k * lanes + i) - base).store(tile.weights + k * lanes + i);
@@ -246,25 +286,33 @@ struct LeftOut {
 template <class Isa, class Real>
 inline LeftOut online_softmax(const Panel<Real>& panel, const WeightTile<Real>& tile,
                               int head_dim_v, Exponent<Real> exponent) {
-  constexpr int kLanes = Vec<Isa, Real>::kLanes;
-  const WeightExp<Isa, Real> exp(exponent);
-  // A little nearer than faint weights are.
-  const Vec<Isa, Real> least =
-      Vec<Isa, Real>::set1(static_cast<Real>(0.01 - kFaintExponent) / exponent.hi);
-  const bool may_be_right = tile.partial == nullptr && tile.s != tile.weights;
+  using V = Vec<Isa, Real>;
+  const Weigher<Isa, Real> weigher = {
+      WeightExp<Isa, Real>(exponent),
+      V::set1(static_cast<Real>(0.01 - kFaintExponent) / exponent.hi)};
+  const bool packs = tile.packed.data != nullptr;
+  const bool may_be_right = (packs || tile.partial == nullptr) && tile.s != tile.weights;
   LeftOut left_out;
   int weightless = 0;
-  for (int i = 0; i < panel.lanes; i += kLanes) {
-    bool weighed = false;
+  for (int i = 0; i < panel.lanes; i += V::kLanes) {
     bool faint = false;
     bool lacks = false;
-    if (may_be_right) {
+    const auto weigh = [&](bool raised) {
+      if (tile.partial != nullptr) {
+        return weigh_at_once<Isa, Real>(panel, tile, i, weigher, raised, faint);
+      }
       const SubnormalsAreZero<Isa, Real> zeros;
-      weighed = weigh_at_once<Isa, Real>(panel, tile, i, exp, least, faint);
+      const bool right = weigh_at_once<Isa, Real>(panel, tile, i, weigher, raised, faint);
       lacks = zeros.dropped();
+      return right;
+    };
+    bool weighed = may_be_right && weigh(false);
+    if (!weighed) {
+      raise_maximum<Isa, Real>(panel, tile, i, head_dim_v, exponent);
+      weighed = may_be_right && packs && weigh(true);
     }
-    if (!weighed) lacks = raise_and_weigh<Isa, Real>(panel, tile, i, head_dim_v, exponent);
-    if (tile.packed.data != nullptr) {
+    if (!weighed) lacks = weigh_any<Isa, Real>(panel, tile, i, exponent);
+    if (packs) {
       if constexpr (sizeof(Real) == 4) {
         bool again = tile.packed.parts == kExactParts && (weighed ? faint : lacks);
         if (again && weighed && !any_weight<Isa>(panel, tile, i, exponent)) {
@@ -277,7 +325,7 @@ inline LeftOut online_softmax(const Panel<Real>& panel, const WeightTile<Real>& 
     }
     if (lacks) left_out.vectors |= left_out_bit(panel, i);
   }
-  left_out.all = weightless * kLanes == panel.lanes;
+  left_out.all = weightless * V::kLanes == panel.lanes;
   return left_out;
 }
 

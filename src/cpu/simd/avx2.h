@@ -132,7 +132,8 @@ struct WeightExp<Avx2, float> {
         most(_mm256_set1_ps(62.0f / exponent.hi)) {}
 
   V operator()(V t) const { return times_2_64(t) * V::set1(0x1p-64f); }
-  V unchecked(V t) const { return (*this)(V::min(V{most}, t)); }
+  V bounded(V t) const { return (*this)(V::min(V{most}, t)); }
+  V unchecked(V t) const { return bounded(t); }
   V times_2_64(V x) const {
     const __m256 t = _mm256_max_ps(least, x.v);
     const __m256 magic = _mm256_set1_ps(0x1.8p23f + 127 + 64);

@@ -139,12 +139,13 @@ struct WeightExp {
 
   explicit WeightExp(Exponent<Real> exponent) : c(exponent) {}
   Vec<Isa, Real> operator()(Vec<Isa, Real> t) const { return exp2<Isa>(t, c); }
-  // The same, and for t c > 0 too, where it may be any number above 2^60. May be an infinity or
-  // NaN where t c is below -2^17.
-  Vec<Isa, Real> unchecked(Vec<Isa, Real> t) const {
+  // The same, and for t c > 0 too, where it may be any number above 2^60.
+  Vec<Isa, Real> bounded(Vec<Isa, Real> t) const {
     using V = Vec<Isa, Real>;
     return exp2<Isa>(V::min(V::set1(Real{120} / c.hi), t), c);
   }
+  // May also be an infinity or NaN where t c is below -2^17.
+  Vec<Isa, Real> unchecked(Vec<Isa, Real> t) const { return bounded(t); }
   // 2^64 times as much, a normal number where the weight is subnormal; anything below 2^-86 where
   // it is 0. float alone.
   Vec<Isa, Real> times_2_64(Vec<Isa, Real> t) const {
