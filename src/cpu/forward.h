@@ -180,6 +180,7 @@ template <class Real>
   t.lanes = panel.lanes;
   t.k0 = begin;
   t.keys = static_cast<int>(max64(0, end - begin));
+  t.rows_next = true;
   return t;
 }
 

@@ -21,8 +21,9 @@ struct Tile {
   int rows = 0;
   int lanes = 0;
   int64_t k0 = 0;
-  int keys = 0;       // at most step_n
-  bool dead = false;  // backward: has_dead_rows()
+  int keys = 0;            // at most step_n
+  bool dead = false;       // backward: has_dead_rows()
+  bool rows_next = false;  // the tile after this is of the next queries, not of the next keys
 };
 
 // Constants of the score arithmetic. When nothing but a positive scale stands between the dot
@@ -269,8 +270,21 @@ inline void hide_weightless(const Problem& p, const Tile& t, const Real* weights
   });
 }
 
+// Asks for what an array of pairs has for the tile after this.
+template <class Isa>
+inline void prefetch_pairs(const Tile& t, const Array4& from) {
+  if (from.stride[3] != 1) return;
+  const int64_t bytes = t.keys * size_of(from.dtype);
+  const int64_t row_bytes = from.stride[2] * size_of(from.dtype);
+  const int64_t rows = t.rows_next ? min64(t.rows, t.s->seqlen_q - t.q0 - t.rows) : t.rows;
+  const char* next = from.at(t.b, t.h, t.q0, t.k0) + (t.rows_next ? t.rows * row_bytes : bytes);
+  for (int64_t i = 0; i < rows; ++i, next += row_bytes) {
+    for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(next + byte, 0, 2);
+  }
+}
+
 // Calls put(k, i, v) with what is added to the logits, as visit_by_keys() does, and asks for the
-// next tile of keys.
+// next tile.
 template <class Isa, class Real, class Put>
 inline void visit_bias(Worker<Isa, Real>& w, const Tile& t, Put put) {
   using V = Vec<Isa, Real>;
@@ -287,11 +301,7 @@ inline void visit_bias(Worker<Isa, Real>& w, const Tile& t, Put put) {
   } else {  // the choice by dtype is made for every vector
     visit([&](const char* cell) { return load(cell, V::kLanes); });
   }
-  const int64_t tile_bytes = in_rows ? t.keys * size_of(from.dtype) : 0;
-  for (int i = 0; i < t.rows; ++i) {
-    const char* next = from.at(t.b, t.h, t.q0 + i, t.k0) + tile_bytes;
-    for (int64_t byte = 0; byte < tile_bytes; byte += 64) __builtin_prefetch(next + byte, 0, 2);
-  }
+  prefetch_pairs<Isa>(t, from);
   w.count_read(static_cast<int64_t>(t.rows) * t.keys * size_of(from.dtype));
 }
 
