@@ -93,8 +93,8 @@ int choose_few_queries(const Problem& p) {
 }
 
 // Panels of a forward task: their Q and O share half of L2, and every worker should find four
-// tasks. Each task loads (and packs, for a matrix unit) all keys anew: a short rest of the longest
-// sequence is not worth one, and its tasks are equally long.
+// tasks, or two on a matrix unit. Each task loads all keys anew, and packs them for the unit: a
+// short rest of the longest sequence is not worth one, and its tasks are equally long.
 int64_t choose_panels(const Problem& p, const Machine& machine, const CpuPlan& plan) {
   const bool by_pattern = p.block_mask.present && plan.algorithm != Algorithm::kStandard;
   const int64_t width = plan.padded_dim + plan.padded_dim_v;
@@ -104,9 +104,10 @@ int64_t choose_panels(const Problem& p, const Machine& machine, const CpuPlan& p
   const auto count_tasks = [&](int64_t panels) {
     return max64(1, ceil_div(all - panels / kRestOfPanels, panels));
   };
+  const int64_t tasks = plan.parts > 0 ? 2 : 4;
   int64_t panels = by_pattern ? kPatternPanels : kPanels;
   while (panels > 1 && panels * panel_bytes > machine.l2_bytes / 2) panels /= 2;
-  while (panels > 1 && product(heads, count_tasks(panels)) < int64_t{4} * plan.workers) panels /= 2;
+  while (panels > 1 && product(heads, count_tasks(panels)) < tasks * plan.workers) panels /= 2;
   return by_pattern || all < panels ? panels : ceil_div(all, count_tasks(panels));
 }
 
