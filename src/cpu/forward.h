@@ -272,7 +272,7 @@ inline void attend_tile(Worker<Isa, Real>& w, const Panel<Real>& panel, Tile t,
 }
 
 // Brings keys [begin, end) of KV head `head` within reach: copied to scratch and widened, or read
-// in place when they are already rows of Real without gaps.
+// in place when they are already rows of Real, without gaps unless they are packed.
 template <class Isa, class Real>
 inline KeyTile<Real> load_key_tile(Worker<Isa, Real>& w, const Sequence& s, const Tile& t,
                                    KeyRange range, const KeyBuffers<Real>& buffers) {
@@ -283,9 +283,10 @@ inline KeyTile<Real> load_key_tile(Worker<Isa, Real>& w, const Sequence& s, cons
   tile.keys = range.end - range.begin;
   const auto fetch = [&](const Array4& array, int dim, Real* buffer, int64_t& ld) -> const Real* {
     const bool in_place = array.dtype == (sizeof(Real) == 4 ? DType::kFloat32 : DType::kFloat64) &&
-                          array.stride[3] == 1 && array.stride[1] == dim && !p.paged();
+                          array.stride[3] == 1 && !p.paged() &&
+                          (array.stride[1] == dim || w.parts > 0);
     if (in_place) {
-      ld = dim;
+      ld = array.stride[1];
       w.count_read(tile.keys * dim * size_of(array.dtype));
       return reinterpret_cast<const Real*>(p.key_row(array, s, t.b, head, range.begin));
     }
