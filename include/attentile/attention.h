@@ -176,7 +176,8 @@ struct ExecutionContext {
   int (*poll)(void* poll_data, double fraction) = nullptr;
   void* poll_data = nullptr;
   // Memory of the call, workspace_bytes long: at least the workspace_bytes of its plan, any
-  // alignment, apart from all tensors. null: allocated for the call.
+  // alignment, apart from all tensors. null: the library's own, of which up to 32 MiB are kept for
+  // later calls.
   void* workspace = nullptr;
   int64_t workspace_bytes = 0;
   Traffic* traffic = nullptr;  // filled in where given; zero for kReference and merge

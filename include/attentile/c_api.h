@@ -205,7 +205,8 @@ typedef struct attentile_context {
   int (*poll)(void* poll_data, double fraction);
   void* poll_data;
   void* workspace;            /* at least attentile_workspace_size bytes, any alignment, apart from
-                                 all tensors; NULL: allocated for the call */
+                                 all tensors; NULL: the library's own, of which up to 32 MiB are
+                                 kept for later calls */
   int64_t workspace_bytes;    /* all of these may be used */
   attentile_traffic* traffic; /* filled in, unless NULL */
   void* stream;               /* of tensors on a GPU: the cudaStream_t that the call is put on, NULL
