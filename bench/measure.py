@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from contenders import CONTENDERS
 from machine import memory_available
 from plan import Attempt, Comparison, Timing
-from pool import Pool, WorkerError
+from pool import Pool, Process, WorkerError
 from problem import Problem, Subject
 
 ROUNDS = 5
@@ -50,6 +50,10 @@ class Turn:
     fastest: float = float("inf")
     runs: int = 0
 
+    def take(self, worker: Process, seconds: float) -> None:
+        """Has the machine for so long."""
+        self.add(worker.ask(op="run", id=self.id, seconds=seconds)["seconds"])
+
     def add(self, seconds: list[float]) -> None:
         self.medians.append(statistics.median(seconds))
         self.fastest = min(self.fastest, *seconds)
@@ -58,6 +62,24 @@ class Turn:
     def timing(self) -> Timing:
         rounds = tuple(float(f"{s:.4g}") for s in self.medians)
         return Timing(statistics.median(self.medians), self.fastest, self.runs, rounds)
+
+
+class StreamTurn(Turn):
+    """A streaming read of the subject's K and V, in a call's place."""
+
+    def take(self, worker: Process, seconds: float) -> None:
+        answer = worker.ask(op="stream", id=self.id, threads=self.subject.threads, seconds=seconds)
+        self.add([answer["seconds"]])
+
+
+def with_streams(turns: list[Turn]) -> tuple[list[Turn], list[StreamTurn]]:
+    """A read beside each call of ours, apart from it: caches hold of K and V what the others have
+    left there, for the one as for the other."""
+    ours = [turn for turn in turns if turn.subject.name == "attentile"]
+    streams = [StreamTurn(turn.subject, turn.id, turn.call_s) for turn in reversed(ours)]
+    peers = [i for i, turn in enumerate(turns) if turn.subject.name != "attentile"]
+    at = peers[0] + 1 if peers else len(turns)
+    return turns[:at] + streams + turns[at:], streams
 
 
 class Measurer:
@@ -102,25 +124,22 @@ class Measurer:
                 if number > 0 and turn.call_s > SLOW_S:
                     continue
                 worker = self.pool.of(turn.subject.name)
-                turn.add(worker.ask(op="run", id=turn.id, seconds=slice_s)["seconds"])
+                turn.take(worker, slice_s)
 
     def measure(self, comparison: Comparison, seconds: float) -> Attempt:
         attempt = Attempt()
         turns = self.prepare(comparison)
+        everybody, streams = with_streams(turns) if comparison.stream else (turns, [])
         try:
-            self.rounds(turns, seconds)
-            if comparison.stream and turns and turns[0].subject.name == "attentile":
-                worker = self.pool.of("attentile")
-                for turn in turns:
-                    if turn.subject.name == "attentile":
-                        answer = worker.ask(op="stream", id=turn.id, threads=turn.subject.threads)
-                        attempt.streams[turn.subject] = answer["bytes_per_s"]
+            self.rounds(everybody, seconds)
         except WorkerError as error:
             for turn in turns:
                 comparison.refused.setdefault(turn.subject, f"failed: {error}")
             self.pool.release()
             return attempt
         attempt.timings = {turn.subject: turn.timing() for turn in turns}
+        attempt.streams = {turn.subject: turn.subject.problem.cache_bytes() / turn.timing().median_s
+                           for turn in streams}
         self.pool.release()
         return attempt
 

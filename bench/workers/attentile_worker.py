@@ -18,6 +18,7 @@ from serve import Worker, serve
 DROPOUT_P = 0.1
 VISIBLE = 0.9  # of the boolean mask
 MAX_CALLS = 100_000
+STREAM_RATE = 2e10  # bytes per second that a thread may read, to guess how long a read takes
 
 
 def convert(values: Array, dtype: str) -> Array:
@@ -153,17 +154,17 @@ class AttentileWorker(Worker):
         times: list[float] = call.time(call.measured, seconds)
         return times
 
-    def stream(self, call: Any, threads: int) -> float:
-        """Bytes per second of a read of the call's K, then V, again and again, by so many threads."""
+    def stream(self, call: Any, threads: int, seconds: float) -> float:
+        """Seconds of a read of the call's K, then V, by so many threads: the mean of as many as
+        fill the time."""
         arrays = [call.arrays[name] for name in ("k", "v")]
-        total_bytes = sum(array.nbytes for array in arrays)
         addresses = (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
-        passes = max(3, int(100e6 / total_bytes))
-        seconds = min(self.library.stream(addresses, len(arrays), arrays[0].nbytes, threads, passes)
-                      for _ in range(3))
-        if seconds <= 0:
+        total_bytes = sum(array.nbytes for array in arrays)
+        passes = max(1, round(seconds * STREAM_RATE * threads / total_bytes))
+        mean: float = self.library.stream(addresses, len(arrays), arrays[0].nbytes, threads, passes)
+        if mean <= 0:
             raise RuntimeError("stream: no threads for it")
-        return total_bytes / seconds
+        return mean
 
     def facts(self) -> dict[str, Any]:
         return {"version": self.library.attentile.attentile_version().decode()}

@@ -5,7 +5,7 @@
         -> {"id", "seconds", "sample"}: the last run's time, a few numbers of the result
     {"op": "run", "id", "seconds"}                   -> {"seconds": [...]}: each timed call
     {"op": "release"}                                forgets every call
-    {"op": "stream", "id", "threads"}                -> {"bytes_per_s"}, where the worker can
+    {"op": "stream", "id", "threads", "seconds"}     -> {"seconds"}: a read, where the worker can
     {"op": "memory", ...as prepare}                  -> {"base", "peak"}: resident bytes
     {"op": "facts"}                                  -> versions and settings
 
@@ -56,8 +56,8 @@ class Worker:
             times.append(time.perf_counter() - start)
         return times
 
-    def stream(self, call: Call, threads: int) -> float:
-        raise NotImplementedError(f"{type(call).__name__} has no stream for {threads} threads")
+    def stream(self, call: Call, threads: int, seconds: float) -> float:
+        raise NotImplementedError(f"{type(call).__name__}: no stream, {threads=}, {seconds=}")
 
 
 def settle() -> None:
@@ -102,7 +102,8 @@ class Server:
         return {"seconds": times}
 
     def stream(self, request: dict[str, Any]) -> dict[str, Any]:
-        return {"bytes_per_s": self.worker.stream(self.calls[request["id"]], request["threads"])}
+        call = self.calls[request["id"]]
+        return {"seconds": self.worker.stream(call, request["threads"], request["seconds"])}
 
     def release(self, request: dict[str, Any]) -> dict[str, Any]:
         self.calls.clear()
