@@ -3,6 +3,7 @@
    of the memory holds all of them. Decoding is held against it. */
 #include <pthread.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <time.h>
 
 typedef uint64_t Vector __attribute__((vector_size(64), aligned(64)));
@@ -64,7 +65,7 @@ static void* read_part(void* argument) {
 enum { kMaxThreads = 256 };
 
 /* Seconds that `threads` threads need to read `bytes` from each of the arrays (64-byte aligned),
-   one array after the other, the mean of `passes`; below 0 if threads cannot be had. */
+   one array after the other, the mean of `passes`; below 0 if that is no number of threads. */
 double bench_stream(const void* const* arrays, int32_t num_arrays, int64_t bytes, int32_t threads,
                     int64_t passes) {
   static volatile uint64_t sink;
@@ -83,7 +84,8 @@ double bench_stream(const void* const* arrays, int32_t num_arrays, int64_t bytes
                              .barrier = &barrier};
   }
   for (int32_t t = 1; t < threads; ++t) {
-    if (pthread_create(&ids[t], 0, read_part, &parts[t]) != 0) return -1;
+    /* The others would wait for it, in this frame. */
+    if (pthread_create(&ids[t], 0, read_part, &parts[t]) != 0) abort();
   }
   read_part(&parts[0]);
   double start = parts[0].start_s, stop = parts[0].stop_s;

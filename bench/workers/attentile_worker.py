@@ -160,6 +160,7 @@ class AttentileWorker(Worker):
         arrays = [call.arrays[name] for name in ("k", "v")]
         addresses = (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
         total_bytes = sum(array.nbytes for array in arrays)
+        assert total_bytes == len(arrays) * arrays[0].nbytes
         passes = max(1, round(seconds * STREAM_RATE * threads / total_bytes))
         mean: float = self.library.stream(addresses, len(arrays), arrays[0].nbytes, threads, passes)
         if mean <= 0:

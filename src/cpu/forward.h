@@ -180,7 +180,6 @@ template <class Real>
   t.lanes = panel.lanes;
   t.k0 = begin;
   t.keys = static_cast<int>(max64(0, end - begin));
-  t.rows_next = true;
   return t;
 }
 
@@ -457,6 +456,7 @@ void flash2_forward_task(void* job, int64_t task, int worker, Progress& progress
       Tile trimmed = trim_tile(panels[n], s, keys);
       trimmed.b = t.b;
       trimmed.h = t.h;
+      trimmed.next_rows = (n + 1 < num_panels ? 1 : -n) * int64_t{panel_rows};
       attend_tile<Isa, Real>(w, panels[n], trimmed, scale, tile, scratch);
       const int64_t share = ceil_div(next.end - next.begin, num_panels);
       const int64_t first = min64(next.begin + n * share, next.end);

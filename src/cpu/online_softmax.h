@@ -136,7 +136,10 @@ template <class Isa, class Real>
 template <class Isa, class Real>
 struct Weigher {
   WeightExp<Isa, Real> exp;
-  Vec<Isa, Real> least;  // tile values less m, a little nearer than those of faint weights
+  // Tile values less m: a little nearer than those of faint weights, and one whose weight is 0 and
+  // that exp.unchecked() takes.
+  Vec<Isa, Real> least;
+  Vec<Isa, Real> floor;
 };
 
 // The weights of one vector of lanes, from lane i on, straight into tile.packed, and their sum.
@@ -145,9 +148,11 @@ struct Weigher {
 template <class V>
 struct Weighed {
   V sum;
-  bool faint;  // of three parts: some weights may be
+  bool faint = false;  // of three parts: some weights may be
+  bool none = false;   // all weights are 0
 };
-template <int kParts, bool kPartial, class Isa, class Real>
+enum class TileValues { kNear, kFar, kSomeHidden };
+template <int kParts, TileValues kValues, class Isa, class Real>
 inline Weighed<Vec<Isa, Real>> weigh_and_pack(const WeightTile<Real>& tile, int i, int lanes,
                                               Vec<Isa, Real> base,
                                               const Weigher<Isa, Real>& weigher) {
@@ -156,24 +161,27 @@ inline Weighed<Vec<Isa, Real>> weigh_and_pack(const WeightTile<Real>& tile, int 
   const WeightExp<Isa, Real> exp = weigher.exp;
   const Parts packed = tile.packed;
   const V zero = V::set1(Real{0});
-  const KeyRange seen = kPartial ? keys_seen<Isa, Real>(tile, i) : KeyRange{0, tile.keys};
+  constexpr bool kBounded = kValues == TileValues::kSomeHidden;
+  const KeyRange seen = kBounded ? keys_seen<Isa, Real>(tile, i) : KeyRange{0, tile.keys};
   const Real* s = tile.s + seen.begin * lanes + i;
   const int keys = static_cast<int>(seen.end);
   PendingProduct<Real>* beside = tile.beside;
+  const V floor = weigher.floor;
   V sum = zero;
   V farthest = zero;
   typename Unit::Faintness faintness;
   const auto weigh = [&](V t) {
-    if (kPartial) {  // -inf is no faint weight
+    if (kBounded) {  // -inf is no faint weight
       const V weight = exp.bounded(t);
       if (kParts == kExactParts) faintness.see(weight);
       return weight;
     }
+    if (kValues == TileValues::kFar) t = V::max(floor, t);
     if (kParts == kExactParts) farthest = V::min(t, farthest);
     return exp.unchecked(t);
   };
   int k = 0;
-  for (; kPartial && k < seen.begin; k += 2) {
+  for (; kBounded && k < seen.begin; k += 2) {
     Unit::template store_weights<kParts>(zero, zero, packed, i, k);
   }
   for (; k + 1 < keys; k += 2, s += 2 * lanes) {
@@ -190,15 +198,17 @@ inline Weighed<Vec<Isa, Real>> weigh_and_pack(const WeightTile<Real>& tile, int 
     sum = sum + first;
     Unit::template store_weights<kParts>(first, zero, packed, i, k);
   }
-  return {sum, kPartial ? faintness.any() : V::any_lt(farthest, weigher.least)};
+  if (kBounded) return {sum, faintness.any(), !V::any_lt(zero, sum)};
+  return {sum, V::any_lt(farthest, weigher.least)};
 }
 
 // One vector of lanes, from lane i on, by the fast way. m is raised, or was not looked at. False:
 // the weights are not right, for nothing was seen before, or one is above the threshold or was not
-// a number. faint: set where packed ones may be.
+// a number.
 template <class Isa, class Real>
 inline bool weigh_at_once(const Panel<Real>& panel, const WeightTile<Real>& tile, int i,
-                          const Weigher<Isa, Real>& weigher, bool raised, bool& faint) {
+                          const Weigher<Isa, Real>& weigher, bool raised,
+                          Weighed<Vec<Isa, Real>>& found) {
   using V = Vec<Isa, Real>;
   constexpr Real kInfinity = std::numeric_limits<Real>::infinity();
   const int lanes = panel.lanes;
@@ -212,12 +222,17 @@ inline bool weigh_at_once(const Panel<Real>& panel, const WeightTile<Real>& tile
   if (Unit::kPresent && tile.packed.data != nullptr) {
     Unit::with_parts(tile.packed, [&](auto parts) {
       constexpr int kParts = decltype(parts)::value;
-      const auto weighed =
-          tile.partial != nullptr
-              ? weigh_and_pack<kParts, true, Isa, Real>(tile, i, lanes, base, weigher)
-              : weigh_and_pack<kParts, false, Isa, Real>(tile, i, lanes, base, weigher);
-      sum = weighed.sum;
-      faint = weighed.faint;
+      const auto weigh = [&](auto values) {
+        found = weigh_and_pack<kParts, values.value, Isa, Real>(tile, i, lanes, base, weigher);
+      };
+      if (tile.partial != nullptr) {
+        weigh(std::integral_constant<TileValues, TileValues::kSomeHidden>());
+      } else if (raised) {
+        weigh(std::integral_constant<TileValues, TileValues::kFar>());
+      } else {
+        weigh(std::integral_constant<TileValues, TileValues::kNear>());
+      }
+      sum = found.sum;
     });
   } else {
     for (int k = 0; k < tile.keys; ++k) {
@@ -289,20 +304,21 @@ inline LeftOut online_softmax(const Panel<Real>& panel, const WeightTile<Real>& 
   using V = Vec<Isa, Real>;
   const Weigher<Isa, Real> weigher = {
       WeightExp<Isa, Real>(exponent),
-      V::set1(static_cast<Real>(0.01 - kFaintExponent) / exponent.hi)};
+      V::set1(static_cast<Real>(0.01 - kFaintExponent) / exponent.hi),
+      V::set1(Real{-1e4} / exponent.hi)};
   const bool packs = tile.packed.data != nullptr;
   const bool may_be_right = (packs || tile.partial == nullptr) && tile.s != tile.weights;
   LeftOut left_out;
   int weightless = 0;
   for (int i = 0; i < panel.lanes; i += V::kLanes) {
-    bool faint = false;
+    Weighed<V> found = {V::set1(Real{0})};
     bool lacks = false;
     const auto weigh = [&](bool raised) {
       if (tile.partial != nullptr) {
-        return weigh_at_once<Isa, Real>(panel, tile, i, weigher, raised, faint);
+        return weigh_at_once<Isa, Real>(panel, tile, i, weigher, raised, found);
       }
       const SubnormalsAreZero<Isa, Real> zeros;
-      const bool right = weigh_at_once<Isa, Real>(panel, tile, i, weigher, raised, faint);
+      const bool right = weigh_at_once<Isa, Real>(panel, tile, i, weigher, raised, found);
       lacks = zeros.dropped();
       return right;
     };
@@ -314,11 +330,13 @@ inline LeftOut online_softmax(const Panel<Real>& panel, const WeightTile<Real>& 
     if (!weighed) lacks = weigh_any<Isa, Real>(panel, tile, i, exponent);
     if (packs) {
       if constexpr (sizeof(Real) == 4) {
-        bool again = tile.packed.parts == kExactParts && (weighed ? faint : lacks);
+        bool none = weighed && found.none;
+        bool again = tile.packed.parts == kExactParts && (weighed ? found.faint : lacks);
         if (again && weighed && !any_weight<Isa>(panel, tile, i, exponent)) {
           again = false;  // all are packed as the 0 they are
-          ++weightless;
+          none = true;
         }
+        weightless += none ? 1 : 0;
         if (again) restore_subnormal<Isa>(panel, tile, i, exponent);
         lacks = (!weighed || again) && pack_lanes<Isa, Real>(panel, tile, i);
       }

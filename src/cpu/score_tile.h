@@ -21,9 +21,11 @@ struct Tile {
   int rows = 0;
   int lanes = 0;
   int64_t k0 = 0;
-  int keys = 0;            // at most step_n
-  bool dead = false;       // backward: has_dead_rows()
-  bool rows_next = false;  // the tile after this is of the next queries, not of the next keys
+  int keys = 0;       // at most step_n
+  bool dead = false;  // backward: has_dead_rows()
+  // From q0 to that of the tile after this: of the same keys where it is positive, else of the
+  // next.
+  int64_t next_rows = 0;
 };
 
 // Constants of the score arithmetic. When nothing but a positive scale stands between the dot
@@ -276,8 +278,9 @@ inline void prefetch_pairs(const Tile& t, const Array4& from) {
   if (from.stride[3] != 1) return;
   const int64_t bytes = t.keys * size_of(from.dtype);
   const int64_t row_bytes = from.stride[2] * size_of(from.dtype);
-  const int64_t rows = t.rows_next ? min64(t.rows, t.s->seqlen_q - t.q0 - t.rows) : t.rows;
-  const char* next = from.at(t.b, t.h, t.q0, t.k0) + (t.rows_next ? t.rows * row_bytes : bytes);
+  const int64_t q0 = t.q0 + t.next_rows;
+  const int64_t rows = row_bytes == 0 ? 1 : min64(t.lanes, t.s->seqlen_q - q0);
+  const char* next = from.at(t.b, t.h, q0, t.k0) + (t.next_rows > 0 ? 0 : bytes);
   for (int64_t i = 0; i < rows; ++i, next += row_bytes) {
     for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(next + byte, 0, 2);
   }

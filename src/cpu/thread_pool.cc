@@ -132,7 +132,7 @@ int ThreadPool::submit(PoolRequest& request, int count) {
   }
   if (count > num_threads_) count = num_threads_;
   if (count <= 0) return 0;
-  request.count = count;
+  request.count = num_asked_ = count;
   request.previous = last_;
   request.next = nullptr;
   request.queued = true;
@@ -199,7 +199,7 @@ void ThreadPool::work(Thread& thread) {
   std::unique_lock lock(mutex_);
   bool fresh = false;
   while (true) {
-    if (fresh && !ending_ && first_ == nullptr && num_threads_ < num_cores_) {
+    if (fresh && !ending_ && first_ == nullptr && num_asked_ < num_cores_) {
       lock.unlock();
       look_out_for([this] { return wanted_.load(std::memory_order_acquire); });
       lock.lock();

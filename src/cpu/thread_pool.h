@@ -2,7 +2,8 @@
 // The library's own threads: none until a call wants help, then as many as the widest call asked
 // for. A thread that has nothing to do looks out for the next request for a moment, since calls
 // often follow each other (layers, tokens) and to wake it takes longer than a small call does; then
-// it sleeps. It does not look out where the pool has as many threads as there are cores or more.
+// it sleeps. It does not look out where a call asked for as many helpers as there are cores or
+// more.
 //
 // The end of the process: a static destructor tells the threads to leave and joins those that are
 // idle, so exit() and dlclose() leave no thread in unmapped code and a leak checker sees none. A
@@ -20,6 +21,8 @@
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
+
+#include "memory.h"
 
 namespace attentile::cpu {
 
@@ -68,9 +71,10 @@ class ThreadPool {
   void unlink(PoolRequest& request);
   void shut_down();
 
-  std::atomic<bool> wanted_{false};  // a request is queued, or the pool is ending
+  // A request is queued, or the pool is ending.
+  alignas(kCacheLineBytes) std::atomic<bool> wanted_{false};
 
-  std::mutex mutex_;  // guards everything below
+  alignas(kCacheLineBytes) std::mutex mutex_;  // guards everything below
   std::condition_variable work_there_;
   std::condition_variable thread_left_;
   PoolRequest* first_ = nullptr;
@@ -78,6 +82,7 @@ class ThreadPool {
   Thread* threads_ = nullptr;
   int num_threads_ = 0;  // started and not finished
   int num_busy_ = 0;
+  int num_asked_ = 0;  // of the last request
   int num_cores_ = 0;  // usable when the last thread was started
   bool ending_ = false;
   ThreadPool* forgotten_ = nullptr;  // the pool of the process that this one was forked from

@@ -291,7 +291,7 @@ inline void fill_lanes(Real* dst, int64_t count, Real value) {
 
 // Whether [rows][ld] holds a NaN or an infinity in its first dim columns.
 template <class Isa, class Real>
-inline bool has_nonfinite(const Real* src, int64_t rows, int dim, int ld) {
+inline bool has_nonfinite(const Real* src, int64_t rows, int dim, int64_t ld) {
   using V = Vec<Isa, Real>;
   V sum = V::set1(Real{0});  // x * 0 is 0 for finite x, else NaN
   Real tail = 0;
@@ -313,7 +313,7 @@ inline bool tile_has_nonfinite(Worker<Isa, Real>& w, const Real* src, int64_t ro
                                int64_t ld) {
   for (int64_t i = 0; i < rows && w.keep_going(); i += kPollRows) {
     const int64_t count = min64(kPollRows, rows - i);
-    if (has_nonfinite<Isa, Real>(src + i * ld, count, dim, static_cast<int>(ld))) return true;
+    if (has_nonfinite<Isa, Real>(src + i * ld, count, dim, ld)) return true;
   }
   return false;
 }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
@@ -330,6 +331,45 @@ TEST_F(MatrixUnit, SkippedTilesLeaveNoTrace) {
       return at[0] == 0 && (at[1] == 0 || at[2] == 0);  // query 0: (b, i, h, d) or (b, h, i)
     };
     EXPECT_TRUE(same_bits(alike, with_another, of_the_other));
+  }
+}
+
+// Hidden by the mask, by -inf, or by the least number there is: the same rows to the last bit.
+TEST_F(MatrixUnit, HiddenKeysWeighNothingHoweverTheyAreHidden) {
+  for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+    SCOPED_TRACE(to_string(dtype));
+    Case c = unit_case(dtype);
+    c.seqlen_q = 96;
+    c.seqlen_k = 250;
+    c.backward = false;
+    const std::vector<int64_t> pairs = {c.seqlen_q, c.seqlen_k};
+    c.bias = {true, DType::kFloat32, pairs};
+    c.mask = {true, DType::kBool, pairs};
+    Values masked = conformance::make_values(c);
+    Values infinite = masked;
+    Values least = masked;
+    for (int64_t i = 0; i < masked.bias.count(); ++i) {
+      const int64_t query = i / c.seqlen_k;
+      const int64_t key = i % c.seqlen_k;
+      const bool late = query % 2 == 1 && key < 64;  // sees nothing of the first tile
+      const bool hidden = (key >= 128 && key < 192) || late || (7 * key + 3 * query) % 5 == 0;
+      masked.mask.set(i, hidden ? 0 : 1);
+      infinite.mask.set(i, 1);
+      least.mask.set(i, 1);
+      if (!hidden) continue;
+      infinite.bias.set(i, -std::numeric_limits<double>::infinity());
+      least.bias.set(i, static_cast<double>(std::numeric_limits<float>::lowest()));
+    }
+    const Target target = {Algorithm::kFlash2, Isa::kAmx};
+    const Results expected = run_call(c, masked, target);
+    EXPECT_TRUE(all_finite(expected.out));
+    EXPECT_TRUE(same_bits(expected, run_call(c, infinite, target)));
+    EXPECT_TRUE(same_bits(expected, run_call(c, least, target)));
+    Case full = c;
+    full.mask = {};
+    infinite.mask = least.mask = conformance::make_values(full).mask;
+    EXPECT_TRUE(same_bits(expected, run_call(full, infinite, target)));
+    EXPECT_TRUE(same_bits(expected, run_call(full, least, target)));
   }
 }
 
