@@ -174,9 +174,7 @@ struct WeightExp<Isa, float> {
     const __m512 power = parts(_mm512_max_ps(least, t.v), &n);
     return {_mm512_maskz_scalef_ps(normal, power, n)};
   }
-  Vec<Isa, float> bounded(Vec<Isa, float> t) const {
-    return (*this)({_mm512_min_ps(most, t.v)});
-  }
+  Vec<Isa, float> bounded(Vec<Isa, float> t) const { return (*this)({_mm512_min_ps(most, t.v)}); }
   Vec<Isa, float> times_2_64(Vec<Isa, float> t) const {
     __m512 n;
     const __m512 power = parts(_mm512_max_ps(least, t.v), &n);
